@@ -1,0 +1,40 @@
+"""The bus: workers publish state, and whoever subscribes is given the whole of it first.
+
+See docs/design/bus.md. The only package that imports zmq.
+"""
+
+from kilo.bus.loop import Loop, Timer
+from kilo.bus.publisher import Publisher
+from kilo.bus.subscriber import Change, Subscription
+from kilo.bus.topics import (
+    ANNOUNCE,
+    CLUSTER,
+    CNI,
+    HOST,
+    PLAN,
+    PROBLEMS,
+    TOPOLOGY,
+    WIREGUARD,
+    WORKERS,
+    Topic,
+    state_of,
+)
+
+__all__ = [
+    "ANNOUNCE",
+    "CLUSTER",
+    "CNI",
+    "HOST",
+    "PLAN",
+    "PROBLEMS",
+    "TOPOLOGY",
+    "WIREGUARD",
+    "WORKERS",
+    "Change",
+    "Loop",
+    "Publisher",
+    "Subscription",
+    "Timer",
+    "Topic",
+    "state_of",
+]

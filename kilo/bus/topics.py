@@ -1,0 +1,74 @@
+"""The topics: who publishes what. A topic is a mapping from key to one type of value.
+
+============ ========= ==========================================================================
+topic        producer  keys and values
+============ ========= ==========================================================================
+cluster      watcher   ``node/NAME``: Node that takes part; ``local``: this node's, always, while
+                       its object exists; ``peer/NAME``: Peer. Published once all has been read.
+problems     watcher   ``KIND/NAME/FIELD``: Problem
+announce     mesh      ``announce``: Announcement
+plan         mesh      each item under its own key, see kilo.model.plan
+cni          mesh      ``cni``: CniTarget
+topology     mesh      ``segment/LOCATION``, ``peer/NAME``, ``head``
+host         netctl    ``host``: HostFacts
+wireguard    netctl    public key: WireGuardPeerState
+WORKER.state every one ``state``: WorkerState
+============ ========= ==========================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from kilo.bus.wire import Frame
+from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
+from kilo.model.node import Announcement, Node, Peer, Problem
+from kilo.model.plan import CniTarget, PlanItem
+from kilo.model.topology import TopologyItem
+
+T = TypeVar("T")
+WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
+
+
+@dataclass(frozen=True)
+class Topic(Generic[T]):
+    """A topic's name, its only producer, and the codec of its frames."""
+
+    name: str
+    producer: str
+    value: Any
+    decoder: msgspec.msgpack.Decoder[Frame[T]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        frame = Frame.__class_getitem__(self.value)  # type: ignore[attr-defined]
+        object.__setattr__(self, "decoder", msgspec.msgpack.Decoder(frame))
+
+
+CLUSTER: Topic[Node | Peer] = Topic("cluster", "watcher", Node | Peer)
+PROBLEMS: Topic[Problem] = Topic("problems", "watcher", Problem)
+ANNOUNCE: Topic[Announcement] = Topic("announce", "mesh", Announcement)
+PLAN: Topic[PlanItem] = Topic("plan", "mesh", PlanItem)
+CNI: Topic[CniTarget] = Topic("cni", "mesh", CniTarget)
+TOPOLOGY: Topic[TopologyItem] = Topic("topology", "mesh", TopologyItem)
+HOST: Topic[HostFacts] = Topic("host", "netctl", HostFacts)
+WIREGUARD: Topic[WireGuardPeerState] = Topic("wireguard", "netctl", WireGuardPeerState)
+STATES: dict[str, Topic[WorkerState]] = {w: Topic(f"{w}.state", w, WorkerState) for w in WORKERS}
+ALL: tuple[Topic[Any], ...] = (
+    CLUSTER,
+    PROBLEMS,
+    ANNOUNCE,
+    PLAN,
+    CNI,
+    TOPOLOGY,
+    HOST,
+    WIREGUARD,
+    *STATES.values(),
+)
+
+
+def state_of(worker: str) -> Topic[WorkerState]:
+    """The topic on which ``worker`` reports about itself."""
+    return STATES[worker]

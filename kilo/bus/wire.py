@@ -1,0 +1,42 @@
+"""What passes on the bus: two parts a message, the topic's name and a Frame in MessagePack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import msgspec
+
+VERSION = 1
+MAX_MESSAGE = 64 << 20
+"""Bytes; a peer that sends more is cut off by the socket before the message is in memory."""
+
+T = TypeVar("T")
+
+
+class Frame(msgspec.Struct, Generic[T], frozen=True, array_like=True):
+    """Either the whole of a topic (``snapshot``) or what changed since frame ``seq`` - 1.
+
+    ``epoch`` tells one life of the producer from the next. A ``beacon`` repeats the newest
+    position and carries nothing, so that a subscriber who missed the last change finds out.
+    """
+
+    version: int
+    kind: Literal["snapshot", "delta", "beacon"]
+    epoch: str
+    seq: int
+    upserts: dict[str, T]
+    removals: list[str]
+
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def endpoint(run_dir: str, worker: str) -> str:
+    """The ZeroMQ endpoint on which ``worker`` publishes."""
+    return f"ipc://{socket_path(run_dir, worker)}"
+
+
+def socket_path(run_dir: str, worker: str) -> Path:
+    """The socket's file, in a directory that only ``worker`` may write."""
+    return Path(run_dir) / worker / "bus.sock"

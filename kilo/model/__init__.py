@@ -1,0 +1,1 @@
+"""Values: frozen, comparable, parsed strictly at the edge. Nothing here does I/O."""

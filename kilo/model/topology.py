@@ -1,0 +1,48 @@
+"""The topology as health shows it: segments and peers, small enough to send whole."""
+
+from __future__ import annotations
+
+import msgspec
+
+from kilo.model.node import Endpoint
+
+
+class Segment(msgspec.Struct, frozen=True, gc=False, tag="segment", omit_defaults=True):
+    """Nodes that share one WireGuard address. The tuples run in parallel, one entry a node.
+
+    ``private_ips`` is empty where the segment is a single node without one.
+    ``leader`` is an index into them. ``location`` carries its prefix, ``location:`` or ``node:``.
+    """
+
+    location: str
+    hostnames: tuple[str, ...]
+    cidrs: tuple[str, ...]
+    private_ips: tuple[str, ...]
+    leader: int
+    key: str
+    wireguard_ip: str
+    endpoint: Endpoint | None = None
+    allowed_ips: tuple[str, ...] = ()
+    allowed_location_ips: tuple[str, ...] = ()
+    cni_compatibility_ips: tuple[str, ...] = ()
+    persistent_keepalive: int = 0
+
+
+class PeerView(msgspec.Struct, frozen=True, gc=False, tag="peer", omit_defaults=True):
+    """A Peer in the topology, without its secret."""
+
+    name: str
+    public_key: str
+    allowed_ips: tuple[str, ...] = ()
+
+
+class TopologyHead(msgspec.Struct, frozen=True, gc=False, tag="head"):
+    """Where this host stands: its segment, whether it leads, the network of the WireGuard addresses."""
+
+    hostname: str
+    location: str
+    leader: bool
+    subnet: str
+
+
+TopologyItem = Segment | PeerView | TopologyHead
