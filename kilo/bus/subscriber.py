@@ -12,6 +12,7 @@ import zmq
 from kilo.bus.loop import Loop
 from kilo.bus.topics import Topic
 from kilo.bus.wire import MAX_MESSAGE, VERSION, Frame, endpoint
+from kilo.errors import ProtocolError
 
 T = TypeVar("T")
 RECONNECT_MS = 50
@@ -91,7 +92,7 @@ class Subscription(Generic[T]):
             return
         try:
             frame: Frame[T] = self.topic.decoder.decode(parts[1])
-        except (msgspec.DecodeError, RecursionError) as e:
+        except (msgspec.DecodeError, ProtocolError, RecursionError) as e:
             self._on_bad(self.topic.name, f"does not decode: {e}")
             return
         if frame.version != VERSION:

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from kilo.bus.wire import Frame
+from kilo.bus.wire import Frame, hook
 from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
 from kilo.model.node import Announcement, Node, Peer, Problem
 from kilo.model.plan import CniTarget, PlanItem
@@ -44,7 +44,7 @@ class Topic(Generic[T]):
 
     def __post_init__(self) -> None:
         frame = Frame.__class_getitem__(self.value)  # type: ignore[attr-defined]
-        object.__setattr__(self, "decoder", msgspec.msgpack.Decoder(frame))
+        object.__setattr__(self, "decoder", msgspec.msgpack.Decoder(frame, dec_hook=hook))
 
 
 CLUSTER: Topic[Node | Peer] = Topic("cluster", "watcher", Node | Peer)

@@ -7,6 +7,8 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from kilo.model.keys import PresharedKey, canonical_key
+
 VERSION = 1
 MAX_MESSAGE = 64 << 20
 """Bytes; a peer that sends more is cut off by the socket before the message is in memory."""
@@ -29,7 +31,20 @@ class Frame(msgspec.Struct, Generic[T], frozen=True, array_like=True):
     removals: list[str]
 
 
-encode = msgspec.msgpack.Encoder().encode
+def _out(value: object) -> object:
+    if isinstance(value, PresharedKey):
+        return value.value
+    raise NotImplementedError(type(value).__name__)
+
+
+def hook(kind: type, value: object) -> object:
+    """How the types that msgspec does not know are read from the wire."""
+    if kind is PresharedKey and isinstance(value, str):
+        return PresharedKey(canonical_key(value))
+    raise NotImplementedError(kind.__name__)
+
+
+encode = msgspec.msgpack.Encoder(enc_hook=_out).encode
 
 
 def endpoint(run_dir: str, worker: str) -> str:

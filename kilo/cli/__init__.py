@@ -1,0 +1,1 @@
+"""The ``kg`` command. Each command's module is imported only when it is used."""

@@ -50,7 +50,7 @@ def parse_interface(text: str) -> tuple[Address, int]:
     Raises ProtocolError where Go's ``net.ParseCIDR`` fails.
     """
     address, slash, length = text.partition("/")
-    if not slash or not length.isascii() or not length.isdigit() or len(length) > 3:
+    if not slash or not length.isascii() or not length.isdigit() or len(length.lstrip("0")) > 3:
         raise ProtocolError(f"{text!r} is not in CIDR notation")
     try:
         ip = ipaddress.ip_address(address)

@@ -41,6 +41,8 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="node"
     ``internal_ip``, ``wireguard_ip`` and ``cni_compatibility_ip`` are Interface, ``subnet`` (the
     pod CIDR) is Network, ``allowed_location_ips`` Interface as Go keeps them.
     ``forced_endpoint`` and ``forced_internal_ip`` say that the force- annotations gave the value.
+    ``persistent_keepalive`` is whatever int64 the Go agent computes of the annotation, in s.
+    In ``discovered_endpoints``, None stands for an endpoint that was lost: none applies.
     """
 
     name: str
@@ -56,7 +58,7 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="node"
     persistent_keepalive: int = 0
     subnet: str = ""
     wireguard_ip: str = ""
-    discovered_endpoints: dict[str, UDPAddress] = {}
+    discovered_endpoints: dict[str, UDPAddress | None] = {}
     allowed_location_ips: tuple[str, ...] = ()
     granularity: str = ""
 

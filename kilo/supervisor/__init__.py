@@ -1,0 +1,1 @@
+"""The parent: starts the workers, watches them, starts them again, and answers the operator."""

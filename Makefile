@@ -1,0 +1,61 @@
+# Every target does all of its own set-up. Root is needed: the tests and the demo make network namespaces.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NODES ?= 200
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+.PHONY: packages
+packages: ## install the Debian packages that are missing (debian-packages.txt)
+	@missing=$$(grep -vE '^(#|$$)' debian-packages.txt | while read -r p _; do \
+	  dpkg-query -W -f '$${db:Status-Abbrev}' "$$p" 2>/dev/null | grep -q '^ii' || echo "$$p"; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $$missing; fi
+
+$(VENV)/.ready: requirements.lock pyproject.toml | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: setup
+setup: packages $(VENV)/.ready ## make .venv with everything that is pinned in requirements.lock
+
+.PHONY: demo
+demo: setup ## run four hosts on this machine, and serve the pages of one on 127.0.0.1:1107
+	$(BIN)/python -m tests.lab.demo
+
+.PHONY: check
+check: setup ## format, lint, types, import rules, dead code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+.PHONY: test
+test: check ## everything in check, and every test
+	$(BIN)/pytest
+
+.PHONY: unit
+unit: setup ## the tests without the end-to-end ones
+	$(BIN)/pytest -m "not e2e"
+
+.PHONY: bench
+bench: setup ## one agent among NODES=200 simulated nodes; prints JSON
+	$(BIN)/python -m tests.lab.bench --nodes $(NODES)
+
+.PHONY: lock
+lock: setup ## pin the newest versions in requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 \
+	  --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,229 @@
+"""The control socket: ``kg status`` and ``kg restart`` ask, the parent answers, one JSON line each.
+
+Only root may connect. A request is one line of at most 4 kB; a connection that is slow or talks
+nonsense is closed and costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from kilo.bus import Loop, Timer
+from kilo.errors import KiloError, PermanentError, TemporaryError
+from kilo.log import Logger
+
+MAX_REQUEST = 4096
+MAX_CLIENTS = 16
+IDLE_LIMIT = 10.0
+RESTART_LIMIT = 60.0
+
+
+class Request(msgspec.Struct, forbid_unknown_fields=True):
+    """``command``: status or restart; ``worker``: for restart, a worker's name or ``all``."""
+
+    command: str
+    worker: str = ""
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """A worker as the parent sees it; ``uptime`` in seconds, ``state``: down, starting, ready or stopping."""
+
+    worker: str
+    pid: int
+    state: str
+    uptime: float
+    restarts: int
+    last_error: str
+
+
+class Reply(msgspec.Struct, omit_defaults=True):
+    """``error`` is for a person; ``seconds`` is how long a restart took."""
+
+    error: str = ""
+    workers: list[WorkerStatus] = []
+    seconds: dict[str, float] = {}
+
+
+class Supervised(Protocol):
+    """What the control socket needs of a worker's process."""
+
+    name: str
+    restarts: int
+    last_error: str
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def uptime(self) -> float: ...
+    def restart(self) -> None: ...
+
+
+def control_path(run_dir: str) -> str:
+    """Where the parent listens."""
+    return str(Path(run_dir, "control.sock"))
+
+
+class ControlServer:
+    """Listens in ``run_dir``. Raises PermanentError if it cannot, or another parent does."""
+
+    def __init__(self, loop: Loop, run_dir: str, workers: Mapping[str, Supervised], log: Logger) -> None:
+        self._loop = loop
+        self._workers = workers
+        self._log = log
+        self._clients: dict[socket.socket, _Client] = {}
+        self._path = control_path(run_dir)
+        self._socket = self._listen(self._path)
+        loop.add_reader(self._socket.fileno(), self._accept)
+
+    @staticmethod
+    def _listen(path: str) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
+                probe.connect(path)
+                raise PermanentError(f"another kg runs here: it answers on {path}; see --run-dir")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            mask = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(mask)
+            listener.listen(MAX_CLIENTS)
+        except OSError as e:
+            raise PermanentError(f"cannot listen on {path}: {e.strerror}") from e
+        return listener
+
+    def close(self) -> None:
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            connection, _ = self._socket.accept()
+            connection.setblocking(False)
+            if len(self._clients) >= MAX_CLIENTS:
+                connection.close()
+                return
+            client = _Client(connection, self._loop.call_later(IDLE_LIMIT, lambda: self._drop(client)))
+            self._clients[connection] = client
+            self._loop.add_reader(connection.fileno(), lambda: self._read(client))
+
+    def _drop(self, client: _Client) -> None:
+        if self._clients.pop(client.connection, None) is None:
+            return
+        client.timer.cancel()
+        self._loop.remove_reader(client.connection.fileno())
+        client.connection.close()
+
+    def _read(self, client: _Client) -> None:
+        try:
+            data = client.connection.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(client)
+            return
+        client.received += data
+        if b"\n" not in client.received and len(client.received) < MAX_REQUEST:
+            return
+        try:
+            request = msgspec.json.decode(client.received.partition(b"\n")[0], type=Request)
+            self._serve(client, request)
+        except (msgspec.DecodeError, KiloError) as e:
+            self._answer(client, Reply(error=str(e)))
+
+    def _serve(self, client: _Client, request: Request) -> None:
+        if request.command == "status":
+            self._answer(client, Reply(workers=[status_of(w) for w in self._workers.values()]))
+        elif request.command == "restart":
+            names = list(self._workers) if request.worker == "all" else [request.worker]
+            unknown = [n for n in names if n not in self._workers]
+            if unknown:
+                known = ", ".join(self._workers)
+                raise TemporaryError(f"there is no worker {unknown[0]!r}; there are: {known}, all")
+            client.timer.cancel()
+            self._restart(client, names)
+        else:
+            raise TemporaryError(f"unknown command {request.command!r}")
+
+    def _restart(self, client: _Client, names: list[str]) -> None:
+        before = {name: self._workers[name].pid for name in names}
+        begun = time.monotonic()
+        seconds: dict[str, float] = {}
+        for name in names:
+            self._log.info("restart asked for", worker=name)
+            self._workers[name].restart()
+
+        def look() -> None:
+            for name in names:
+                worker = self._workers[name]
+                if name not in seconds and worker.pid not in (0, before[name]) and worker.ready:
+                    seconds[name] = round(time.monotonic() - begun, 3)
+            late = time.monotonic() - begun > RESTART_LIMIT
+            if len(seconds) == len(names) or late or client.connection not in self._clients:
+                poll.cancel()
+                waiting = ", ".join(sorted(set(names) - set(seconds)))
+                error = f"not ready after {RESTART_LIMIT:.0f} s: {waiting}" if waiting else ""
+                self._answer(client, Reply(error=error, seconds=seconds))
+
+        poll = self._loop.call_every(0.02, look)
+
+    def _answer(self, client: _Client, reply: Reply) -> None:
+        if client.connection in self._clients:
+            with contextlib.suppress(OSError):
+                client.connection.sendall(msgspec.json.encode(reply) + b"\n")
+            self._drop(client)
+
+
+class _Client:
+    """A connection to the control socket."""
+
+    def __init__(self, connection: socket.socket, timer: Timer) -> None:
+        self.connection = connection
+        self.timer = timer
+        self.received = b""
+
+
+def status_of(worker: Supervised) -> WorkerStatus:
+    """A worker's line in ``kg status``."""
+    state = "down" if not worker.pid else "ready" if worker.ready else "starting"
+    return WorkerStatus(
+        worker.name, worker.pid, state, round(worker.uptime, 1), worker.restarts, worker.last_error
+    )
+
+
+def ask(run_dir: str, request: Request, timeout: float = 5.0) -> Reply:
+    """Ask the parent that runs in ``run_dir``. Raises TemporaryError if nobody answers."""
+    path = control_path(run_dir)
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+            connection.sendall(msgspec.json.encode(request) + b"\n")
+            with connection.makefile("rb") as answer:
+                line = answer.readline()
+        except PermissionError as e:
+            raise PermanentError(f"no right to ask the parent on {path}; only root may") from e
+        except OSError as e:
+            raise TemporaryError(f"no parent answers on {path}: {e}") from e
+    try:
+        return msgspec.json.decode(line, type=Reply)
+    except msgspec.DecodeError as e:
+        raise TemporaryError(f"the parent on {path} gave no answer") from e

@@ -1,0 +1,87 @@
+"""The loop: timers, posted work, and callbacks that fail."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kilo.bus import Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def test_timers_run_in_order_and_cancelled_ones_do_not(loop: Loop) -> None:
+    seen: list[str] = []
+    loop.call_later(0.02, lambda: seen.append("second"))
+    loop.call_later(0.01, lambda: seen.append("first"))
+    loop.call_later(0.015, lambda: seen.append("never")).cancel()
+    every = loop.call_every(0.03, lambda: seen.append("every"), first=0.03)
+    loop.run_for(0.1)
+    assert seen[:3] == ["first", "second", "every"]
+    assert seen.count("every") >= 2
+    every.cancel()
+    count = len(seen)
+    loop.run_for(0.05)
+    assert len(seen) == count
+
+
+def test_post_wakes_the_loop_from_another_thread(loop: Loop) -> None:
+    begun = time.monotonic()
+    thread = threading.Thread(target=lambda: (time.sleep(0.05), loop.post(loop.stop)))  # type: ignore[func-returns-value]
+    thread.start()
+    loop.run()
+    thread.join()
+    assert 0.04 < time.monotonic() - begun < 1
+
+
+def test_many_posts_are_all_run(loop: Loop) -> None:
+    seen: list[int] = []
+    for n in range(100_000):
+        loop.post(lambda n=n: seen.append(n))  # type: ignore[misc]
+    loop.run_for(0.5)
+    assert seen == list(range(100_000))
+
+
+def test_call_soon_runs_after_the_sockets_of_the_round(loop: Loop) -> None:
+    r, w = os.pipe()
+    order: list[str] = []
+
+    def on_read() -> None:
+        os.read(r, 1)
+        loop.call_soon(lambda: order.append("soon"))
+        order.append("read")
+
+    loop.add_reader(r, on_read)
+    os.write(w, b"x")
+    loop.run_for(0.05)
+    loop.remove_reader(r)
+    os.close(r)
+    os.close(w)
+    assert order == ["read", "soon"]
+
+
+def test_an_error_goes_to_the_handler_and_the_loop_goes_on() -> None:
+    errors: list[Exception] = []
+    loop = Loop(on_error=errors.append)
+    seen: list[int] = []
+    loop.call_later(0, lambda: seen.append(1 // 0))
+    loop.call_later(0.01, lambda: seen.append(1))
+    loop.run_for(0.05)
+    loop.close()
+    assert [type(e) for e in errors] == [ZeroDivisionError]
+    assert seen == [1]
+
+
+def test_an_error_without_a_handler_ends_the_loop(loop: Loop) -> None:
+    loop.call_later(0, lambda: 1 // 0)  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        loop.run_for(1)

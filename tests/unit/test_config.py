@@ -1,0 +1,141 @@
+"""The flags, as an operator types them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from kilo.config import FLAGS, Config, FlagError, duration, load, split
+
+
+def config(*arguments: str, **environment: str) -> Config:
+    texts, words = split(arguments)
+    assert words == []
+    return load(texts, environment)
+
+
+def test_defaults_are_those_of_the_table() -> None:
+    assert config("--hostname=n") == Config(hostname="n")
+    assert load({}, {}).hostname != ""
+
+
+@pytest.mark.parametrize("form", [["--port", "5"], ["-port", "5"], ["--port=5"], ["-port=5"]])
+def test_one_dash_or_two_with_or_without_equals(form: list[str]) -> None:
+    assert config(*form).port == 5
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("--cni", True), ("-cni=0", False), ("--cni=false", False), ("--cni=T", True), ("--cni=F", False)],
+)
+def test_booleans_are_those_of_go(argument: str, value: bool) -> None:
+    assert config(argument).cni is value
+
+
+def test_a_boolean_does_not_swallow_the_next_word() -> None:
+    assert split(["--cni", "false"])[1] == ["false"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("1m30s", 90), ("500ms", 0.5), ("1.5h", 5400), ("0", 0), ("+5s", 5), ("1h1m1s", 3661)],
+)
+def test_durations_are_those_of_go(text: str, seconds: float) -> None:
+    assert duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "30", "s", "1x", "1s 2s", "-5s", "1m30", "ten"])
+def test_what_go_refuses_as_a_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        duration(text)
+
+
+def test_lists_add_up() -> None:
+    got = config("--service-cidr=10.0.0.1/8,11.0.0.0/8", "--service-cidr", "fd00:1::/64").service_cidr
+    assert got == ("10.0.0.0/8", "11.0.0.0/8", "fd00:1::/64")
+
+
+def test_the_command_line_wins_over_the_environment() -> None:
+    assert config("--port=1", KILO_PORT="2").port == 1
+    assert config(KILO_PORT="2", KILO_MESH_GRANULARITY="full", KILO_CNI="0") == Config(
+        hostname=load({}, {}).hostname, port=2, mesh_granularity="full", cni=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [(":1107", ("", 1107)), ("127.0.0.1:1", ("127.0.0.1", 1)), ("[::1]:1107", ("::1", 1107))],
+)
+def test_listen(text: str, value: tuple[str, int]) -> None:
+    assert config(f"--listen={text}").listen == value
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("backend", "etcd"),
+        ("cni", "yes"),
+        ("cni-path", "relative"),
+        ("compatibility", "calico"),
+        ("encapsulate", "sometimes"),
+        ("hostname", "Bad_Name"),
+        ("interface", "a-name-that-is-too-long"),
+        ("interface", "a/b"),
+        ("internal-cidr", "10.0.0.0"),
+        ("listen", "1107"),
+        ("listen", "::1:1107"),
+        ("listen", ":65536"),
+        ("log-level", "loud"),
+        ("mesh-granularity", "node"),
+        ("mtu", "12"),
+        ("mtu", "automatic"),
+        ("port", "0"),
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "１"),
+        ("resync-period", "30"),
+        ("resync-period", "0s"),
+        ("service-cidr", "10.0.0.0/33"),
+        ("subnet", "10.4.0.0/16,10.5.0.0/16"),
+        ("subnet", "ten"),
+        ("topology-label", "/x"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_named(flag: str, text: str) -> None:
+    allowed = next(f.allowed for f in FLAGS if f.name == flag)
+    for given in ([f"--{flag}={text}"], []):
+        environment = {} if given else {"KILO_" + flag.upper().replace("-", "_"): text}
+        with pytest.raises(FlagError) as caught:
+            config(*given, **environment)
+        message = str(caught.value)
+        assert flag in message.lower().replace("_", "-")
+        assert repr(text) in message
+        assert allowed in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--bogus"], ["--port"], ["--port=0"], ["frobnicate"], ["cni", "extra"]]
+)
+def test_the_program_ends_with_one_line_and_status_2(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kilo", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("kg: ")
+
+
+def test_version_and_help() -> None:
+    for arguments in (["version"], ["--version"], ["-version=true"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "kilo", *arguments], capture_output=True, text=True, timeout=30, check=True
+        )
+        assert done.stdout.strip() == "0.1.0"
+    done = subprocess.run(
+        [sys.executable, "-m", "kilo", "--help"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert all(f"--{flag.name} " in done.stdout for flag in FLAGS)
