@@ -73,9 +73,12 @@ def tail(config: Config, words: list[str]) -> int:
 
         return on_change
 
+    def bad(topic: str, reason: str) -> None:
+        print(f"kg tail: a message of {topic} was dropped: {reason}", file=sys.stderr)
+
     for topic in ALL:
         if not words or topic.producer == words[0]:
-            Subscription(loop, config.run_dir, topic, show(topic.name))
+            Subscription(loop, config.run_dir, topic, show(topic.name), bad)
     signal.signal(signal.SIGTERM, lambda n, f: loop.stop())
     with contextlib.suppress(KeyboardInterrupt):
         loop.run()

@@ -105,6 +105,23 @@ def host_network(ip: str) -> str:
     return f"{address}/{address.max_prefixlen}"
 
 
+def address_text(interface: str) -> str:
+    """The address of a canonical Interface or Network: as ip_of, by text alone, for where speed counts."""
+    return interface[: interface.index("/")]
+
+
+def single(ip: str) -> str:
+    """The Network of one canonical IP: as host_network, by text alone, for where speed counts."""
+    return f"{ip}/128" if ":" in ip else f"{ip}/32"
+
+
+def text_of(version: int, number: int) -> str:
+    """The IP of that version (4 or 6) with that value, canonical."""
+    if version == 4:
+        return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    return str(ipaddress.IPv6Address(number))
+
+
 def contains(network: str, ip: str) -> bool:
     """Whether ``ip`` (a plain address) lies in ``network`` (a network or interface text)."""
     version, first, last = bounds(network)

@@ -34,6 +34,7 @@ class PeerView(msgspec.Struct, frozen=True, gc=False, tag="peer", omit_defaults=
     name: str
     public_key: str
     allowed_ips: tuple[str, ...] = ()
+    endpoint: Endpoint | None = None
 
 
 class TopologyHead(msgspec.Struct, frozen=True, gc=False, tag="head"):

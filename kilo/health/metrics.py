@@ -1,0 +1,174 @@
+"""A snapshot as Prometheus text.
+
+Pure but for the import of prometheus_client, which is done at the first scrape: it costs memory
+that a node nobody scrapes need not spend. Names and types of ``kilo_errors_total``, ``kilo_leader``,
+``kilo_nodes``, ``kilo_peers`` and ``kilo_reconciles_total`` are the Go agent's. What other workers
+call their gauges is checked, and bounded in number. Used by kilo.health.site alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kilo import __version__
+from kilo.health.gather import Snapshot, not_ready
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+GAUGES_MAX = 100
+PEERS_MAX = 5_000
+RECONCILES = "reconciles_total"
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
+_RESERVED = re.compile(
+    r"(errors|reconciles)_total|leader|nodes|peers|ready|build_info|problems"
+    r"|(process|worker|peer)_.*|gauges_refused"
+)
+
+
+def render(snapshot: Snapshot) -> bytes:
+    """All metrics in the text format, version 0.0.4."""
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(snapshot))
+    return generate_latest(registry)
+
+
+class _Collector:
+    """Gives a snapshot to prometheus_client."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _mesh(self._snapshot)
+        yield from _workers(self._snapshot)
+        yield from _own_gauges(self._snapshot)
+        yield from _wireguard(self._snapshot)
+
+
+def peer_names(snapshot: Snapshot) -> dict[str, str]:
+    """Who has a public key: the name of a segment's leader, or of a Peer."""
+    names = {segment.key: segment.hostnames[segment.leader] for segment in snapshot.segments}
+    names.update((peer.public_key, peer.name) for peer in snapshot.peers)
+    return names
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(f"kilo_{name}", meaning, labels=labels)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> CounterMetricFamily:
+    from prometheus_client.core import CounterMetricFamily
+
+    return CounterMetricFamily(f"kilo_{name}", meaning, labels=labels)
+
+
+def _mesh(snapshot: Snapshot) -> Iterator[Metric]:
+    errors = _counter("errors_total", "Errors while administering the mesh, of all workers.", "event")
+    for event, number in sorted(snapshot.errors.items()):
+        errors.add_metric([event], number)
+    yield errors
+    build = _gauge("build_info", "The version of this agent.", "version")
+    build.add_metric([__version__], 1)
+    yield build
+    is_ready = _gauge("ready", "1 if every worker runs and the plan is applied.")
+    is_ready.add_metric([], not not_ready(snapshot))
+    yield is_ready
+    netctl = snapshot.workers.get("netctl")
+    if netctl is not None and netctl.state is not None:
+        reconciles = _counter(RECONCILES, "Reconciliation attempts.")
+        reconciles.add_metric([], netctl.state.gauges.get(RECONCILES, 0))
+        yield reconciles
+    if snapshot.topology is not None:
+        yield from _topology(snapshot)
+    if snapshot.problems is not None:
+        counts = {"node": 0, "peer": 0}
+        for problem in snapshot.problems.values():
+            kind = problem.kind if problem.kind in counts else "other"
+            counts[kind] = counts.get(kind, 0) + 1
+        problems = _gauge("problems", "Fields of objects that keep them out of the mesh, or in part.", "kind")
+        for kind, number in counts.items():
+            problems.add_metric([kind], number)
+        yield problems
+
+
+def _topology(snapshot: Snapshot) -> Iterator[Metric]:
+    head = snapshot.head
+    leader = _gauge("leader", "Leadership status of the node.")
+    leader.add_metric([], head is not None and head.leader)
+    yield leader
+    nodes = _gauge("nodes", "Nodes in the mesh.")
+    nodes.add_metric([], sum(len(segment.hostnames) for segment in snapshot.segments))
+    yield nodes
+    peers = _gauge("peers", "Peers in the mesh.")
+    peers.add_metric([], len(snapshot.peers))
+    yield peers
+
+
+def _workers(snapshot: Snapshot) -> Iterator[Metric]:
+    up = _gauge("worker_up", "1 if the worker's heartbeat is heard.", "worker")
+    is_ready = _gauge("worker_ready", "1 if the worker is up and does its job.", "worker")
+    age = _gauge("worker_heartbeat_age_seconds", "Time since the worker's last heartbeat.", "worker")
+    failing = _gauge("worker_failing", "Things that the worker says do not work now.", "worker")
+    cpu = _counter("process_cpu_seconds_total", "CPU time of the worker's process.", "worker")
+    resident = _gauge("process_resident_memory_bytes", "Resident memory of the worker's process.", "worker")
+    fds = _gauge("process_open_fds", "Open file descriptors of the worker's process.", "worker")
+    start = _gauge("process_start_time_seconds", "Unix time of the worker's start.", "worker")
+    for name, view in snapshot.workers.items():
+        state = view.state
+        up.add_metric([name], view.alive)
+        is_ready.add_metric([name], view.alive and state is not None and state.phase == "ready")
+        if state is None:
+            continue
+        age.add_metric([name], view.age)
+        failing.add_metric([name], len(state.failing))
+        if not view.alive:
+            continue
+        cpu.add_metric([name], state.cpu_seconds)
+        resident.add_metric([name], state.resident_bytes)
+        fds.add_metric([name], state.open_fds)
+        start.add_metric([name], state.started)
+    yield from (up, is_ready, age, failing, cpu, resident, fds, start)
+
+
+def _own_gauges(snapshot: Snapshot) -> Iterator[Metric]:
+    """What workers count beside all that: ``kilo_NAME{worker}``, a counter if NAME ends in _total."""
+    families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+    refused = _gauge("gauges_refused", "Gauges of the worker with a name that is not allowed.", "worker")
+    for worker, view in snapshot.workers.items():
+        if view.state is None or not view.alive:
+            continue
+        gauges = view.state.gauges
+        names = sorted(name for name in gauges if _NAME.fullmatch(name) and not _RESERVED.fullmatch(name))
+        expected = sum(name == RECONCILES for name in gauges)
+        refused.add_metric([worker], len(gauges) - expected - len(names[:GAUGES_MAX]))
+        for name in names[:GAUGES_MAX]:
+            if name not in families:
+                make = _counter if name.endswith("_total") else _gauge
+                families[name] = make(name, "As the worker says.", "worker")
+            families[name].add_metric([worker], gauges[name])
+    yield from (refused, *families.values())
+
+
+def _wireguard(snapshot: Snapshot) -> Iterator[Metric]:
+    if snapshot.wireguard is None:
+        return
+    labels = ("public_key", "name")
+    shook = _gauge("peer_last_handshake_seconds", "Unix time of the last handshake, 0 for none.", *labels)
+    received = _counter("peer_received_bytes_total", "Bytes received from the WireGuard peer.", *labels)
+    sent = _counter("peer_sent_bytes_total", "Bytes sent to the WireGuard peer.", *labels)
+    names = peer_names(snapshot)
+    for key, state in sorted(snapshot.wireguard.items())[:PEERS_MAX]:
+        label = [key, names.get(key, "")]
+        shook.add_metric(label, state.last_handshake)
+        received.add_metric(label, state.received_bytes)
+        sent.add_metric(label, state.sent_bytes)
+    yield from (shook, received, sent)

@@ -1,0 +1,193 @@
+"""The planner's process: waits for a change, plans, and says what differs. All thinking is elsewhere.
+
+Invariants: nothing is published before the whole cluster and the host's facts are known; what
+cannot be planned leaves the last plan in force; byte counters and repeated handshakes of WireGuard
+cause no plan.
+"""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WIREGUARD, Change
+from kilo.config import Config
+from kilo.mesh.planner import Inputs, Planned, learnt_of, plan
+from kilo.mesh.topology import CannotPlan
+from kilo.model.host import HostFacts, WireGuardPeerState
+from kilo.model.node import Node, Peer, UDPAddress
+from kilo.model.settings import Settings
+from kilo.worker import Context
+
+MIN_GAP = 0.02
+"""Seconds between plans; longer while a plan itself takes longer."""
+
+
+def settings_of(config: Config) -> Settings:
+    """What of the flags shapes a plan."""
+    return Settings(
+        hostname=config.hostname,
+        mesh_granularity=config.mesh_granularity,
+        subnet=config.subnet,
+        port=config.port,
+        encapsulate=config.encapsulate,
+        compatibility=config.compatibility,
+        local=config.local,
+        cni=config.cni,
+        iptables_forward_rules=config.iptables_forward_rules,
+        service_cidrs=config.service_cidr,
+        internal_cidrs=config.internal_cidr,
+        prioritise_private_addresses=config.prioritise_private_addresses,
+        mtu=config.mtu,
+    )
+
+
+class MeshWorker:
+    """Cluster, host and WireGuard state in; plan, announcement, CNI target and topology out."""
+
+    def __init__(self, context: Context) -> None:
+        self._loop, self._report, self._log = context.loop, context.report, context.log
+        self._settings = settings_of(context.config)
+        self._plan = context.publish(PLAN)
+        self._announce = context.publish(ANNOUNCE)
+        self._cni = context.publish(CNI)
+        self._topology = context.publish(TOPOLOGY)
+        self._context = context
+        self._due = False
+        self._not_before = 0.0
+        self._plans = 0
+        self._generation = 0
+        self._conflicts: set[str] = set()
+        self._followed: dict[str, UDPAddress | None] = {}
+        self._looked = False
+
+    def start(self) -> None:
+        self._cluster = self._context.subscribe(CLUSTER, self._on_cluster)
+        self._host = self._context.subscribe(HOST, self._on_host)
+        self._wireguard = self._context.subscribe(WIREGUARD, self._on_wireguard)
+        self._say_missing()
+
+    def stop(self, clean_up: bool) -> None:
+        """Nothing to undo: what was planned is netctl's, what was announced the watcher's."""
+
+    def _on_cluster(self, change: Change[Node | Peer]) -> None:
+        self._soon()
+
+    def _on_host(self, change: Change[HostFacts]) -> None:
+        self._soon()
+
+    def _on_wireguard(self, change: Change[WireGuardPeerState]) -> None:
+        """Only where somebody with a keepalive has been found counts, not what passes."""
+        learnt: dict[str, UDPAddress | None] = {k: learnt_of(s) for k, s in change.upserts.items()}
+        learnt.update(dict.fromkeys(change.removals))
+        known = self._followed
+        if not self._looked or any(key in known and known[key] != where for key, where in learnt.items()):
+            self._soon()
+
+    def _soon(self) -> None:
+        """Plan once for all that arrives close together."""
+        if self._due:
+            return
+        self._due = True
+        wait = self._not_before - time.monotonic()
+        if wait > 0:
+            self._loop.call_later(wait, self._reconcile)
+        else:
+            self._loop.call_soon(self._reconcile)
+
+    def _reconcile(self) -> None:
+        self._due = False
+        if self._say_missing():
+            return
+        started = time.monotonic()
+        self._plans += 1
+        self._report.gauges["reconciles_total"] = self._plans
+        try:
+            inputs = self._inputs()
+            self._follow(inputs)
+            planned = plan(inputs)
+        except CannotPlan as e:
+            self._report.fail("plan", str(e), event="plan")
+            return
+        finally:
+            took = time.monotonic() - started
+            self._not_before = time.monotonic() + max(MIN_GAP, took)
+        self._report.mend("plan")
+        self._publish(planned)
+        self._log.debug("planned", items=len(planned.items), milliseconds=round(took * 1000, 1))
+
+    def _say_missing(self) -> bool:
+        """Whether something has to arrive before anything can be planned; told once."""
+        missing = ""
+        if not self._cluster.complete:
+            missing = "the cluster's nodes and peers, from the watcher"
+        elif "host" not in self._host.state:
+            missing = "the facts of this host, from netctl"
+        if missing != self._report.info.get("waiting_for", ""):
+            if missing:
+                self._report.info["waiting_for"] = missing
+                self._log.info("waiting", waiting_for=missing)
+            else:
+                del self._report.info["waiting_for"]
+        return bool(missing)
+
+    def _inputs(self) -> Inputs:
+        """Raises CannotPlan if the local node is not in the cluster."""
+        nodes: dict[str, Node] = {}
+        peers: dict[str, Peer] = {}
+        local: Node | None = None
+        for key, value in self._cluster.state.items():
+            if isinstance(value, Peer):
+                peers[value.name] = value
+            elif key == "local":
+                local = value
+            else:
+                nodes[value.name] = value
+        if local is None:
+            name = self._settings.hostname
+            raise CannotPlan(f"the cluster has no node {name}; --hostname names this host's node")
+        wireguard = self._wireguard.state if self._wireguard.complete else None
+        return Inputs(local, nodes, peers, self._host.state["host"], wireguard, self._settings)
+
+    def _follow(self, inputs: Inputs) -> None:
+        """Remember of whom it matters where WireGuard finds them, and where that is now."""
+        keys = [node.key for node in inputs.nodes.values() if node.persistent_keepalive]
+        keys += [peer.public_key for peer in inputs.peers.values() if peer.persistent_keepalive]
+        states = inputs.wireguard or {}
+        self._looked = inputs.wireguard is not None
+        self._followed = {key: learnt_of(states[key]) if key in states else None for key in keys}
+
+    def _publish(self, planned: Planned) -> None:
+        items = planned.items
+        state = self._plan.state
+        changed = [key for key, item in items.items() if state.get(key) != item]
+        gone = [key for key in state if key not in items and key != planned.summary.key]
+        for key in gone:
+            self._plan.remove(key)
+        for key in changed:
+            self._plan.put(key, items[key])
+        if changed or gone:
+            self._generation += 1
+        summary = msgspec.structs.replace(planned.summary, generation=self._generation)
+        self._plan.put(summary.key, summary)
+        self._plan.flush()
+        if planned.cni is not None:
+            self._cni.put("cni", planned.cni)
+            self._cni.flush()
+        self._announce.put("announce", planned.announcement)
+        self._announce.flush()
+        self._topology.replace(planned.view)
+        self._topology.flush()
+        self._tell(planned)
+
+    def _tell(self, planned: Planned) -> None:
+        summary = planned.summary
+        self._report.gauges.update(leader=int(summary.leader), nodes=summary.nodes, peers=summary.peers)
+        self._report.info["segment"] = summary.location
+        for gone in self._conflicts - planned.conflicts.keys():
+            self._report.mend(gone)
+        for key in planned.conflicts.keys() - self._conflicts:
+            self._report.fail(key, planned.conflicts[key], event="conflict")
+        self._conflicts = set(planned.conflicts)
+        self._report.ready()

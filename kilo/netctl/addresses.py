@@ -1,0 +1,76 @@
+"""The addresses of our devices: the WireGuard interface's, and the tunnel's.
+
+Those devices are ours, so an address on them that the plan does not have is removed. A tunnel
+device that the plan does not use may be somebody else's: there only what carries our protocol
+number goes. Link-local addresses are the kernel's business.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from kilo.model.net import ip_of, is_local
+from kilo.model.plan import Device, Interface, PlanItem, Tunnel
+from kilo.netctl.host import Host, Roles
+from kilo.netctl.netlink.messages import RTM_DELADDR, RTM_NEWADDR, AddressInfo, pack_address
+from kilo.netctl.netlink.socket import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
+from kilo.netctl.objects import Objects, Withheld
+from kilo.netctl.routes import PROTOCOL
+
+
+class Addresses(Objects[AddressInfo]):
+    """Reads the host's addresses from ``host``, which the worker keeps fresh."""
+
+    name = "addresses"
+    item_types = (Interface, Tunnel)
+    gone = frozenset((errno.EADDRNOTAVAIL, errno.ENODEV))
+
+    def __init__(self, netlink: Netlink, host: Host, roles: Roles) -> None:
+        super().__init__(netlink, same=lambda a, b: (a.link, a.interface) == (b.link, b.interface))
+        self._host = host
+        self._roles = roles
+
+    def _wanted(self, item: PlanItem) -> AddressInfo | Withheld | None:
+        assert isinstance(item, (Interface, Tunnel))  # noqa: S101 - item_types says so
+        if not item.address:
+            return None
+        role: Device = "wireguard" if isinstance(item, Interface) else "tunnel"
+        link = self._roles.link(role)
+        if link is None:
+            return Withheld(f"no {role} device yet")
+        holder = self._host.holder(ip_of(item.address))
+        if holder is not None and holder.number != link.number:
+            return Withheld(f"{ip_of(item.address)} is an address of {holder.name}", keep=False)
+        return AddressInfo(link.number, item.address, PROTOCOL)
+
+    def _key(self, item_key: str, wanted: AddressInfo) -> str:
+        return f"address/{self._host.links[wanted.link].name}/{wanted.interface}"
+
+    def _read(self) -> dict[str, AddressInfo]:
+        wireguard = self._roles.number("wireguard")
+        tunnel = self._items.get("tunnel")
+        owned = {wireguard}
+        if isinstance(tunnel, Tunnel) and tunnel.address:
+            owned.add(self._roles.number("tunnel"))
+        found = {}
+        for number, held in self._host.addresses.items():
+            link = self._host.links.get(number)
+            if link is None:
+                continue
+            for address in held.values():
+                if address.protocol == PROTOCOL or (
+                    number in owned and not is_local(ip_of(address.interface))
+                ):
+                    found[f"address/{link.name}/{address.interface}"] = address
+        return found
+
+    def _put(self, key: str, wanted: AddressInfo, actual: AddressInfo | None) -> list[Request]:
+        return [Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, pack_address(wanted))]
+
+    def _drop(self, key: str, actual: AddressInfo) -> list[Request]:
+        """With an address the kernel removes those that came later in its subnet: they are put back."""
+        requests = [Request(RTM_DELADDR, 0, pack_address(actual._replace(protocol=0)))]
+        for other, wanted in self.delta.desired.items():
+            if wanted.link == actual.link:
+                requests += self._put(other, wanted, None)
+        return requests

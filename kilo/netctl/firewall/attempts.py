@@ -1,0 +1,79 @@
+"""One change to one object: whether it is time to try, and what became of it.
+
+Called by kilo.netctl.firewall.legacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kilo.errors import KiloError
+from kilo.netctl.reconcile import Backoff, Outcome
+
+
+class Attempts:
+    """Collects the outcomes of a pass, from ``begin`` to ``end``. An object that failed has to wait."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._backoff: Backoff[str] = Backoff()
+        self._failing: set[str] = set()
+        self._seen: set[str] = set()
+        self._outcomes: list[Outcome] = []
+
+    @property
+    def failing(self) -> bool:
+        return bool(self._failing)
+
+    def begin(self) -> None:
+        self._seen.clear()
+
+    def hold(self, key: str) -> None:
+        """``key`` has to wait for something else; nothing is known of it."""
+        self._seen.add(key)
+
+    def make(self, key: str, needed: bool, repair: bool, change: Callable[[], None]) -> None:
+        """Call ``change`` if it is ``needed`` and due; it raises KiloError if it does not work."""
+        self._seen.add(key)
+        if not needed:
+            self._worked(key)
+            return
+        now = self._clock()
+        if not self._backoff.due(key, now):
+            return
+        try:
+            change()
+        except KiloError as e:
+            self._backoff.failed(key, now)
+            self._failing.add(key)
+            self._outcomes.append(Outcome(key, _told(key, str(e)), repair))
+        else:
+            self._backoff.worked(key)
+            self._failing.discard(key)
+            self._outcomes.append(Outcome(key, "", repair))
+
+    def take(self) -> list[Outcome]:
+        """The outcomes since the last call."""
+        taken, self._outcomes = self._outcomes, []
+        return taken
+
+    def end(self) -> None:
+        """What failed once and was not met in this pass is no longer wanted: its error is taken back."""
+        for key in self._failing - self._seen:
+            self._worked(key)
+
+    def reset(self) -> None:
+        """Everything is due at once."""
+        self._backoff.reset()
+
+    def _worked(self, key: str) -> None:
+        if key in self._failing:
+            self._failing.discard(key)
+            self._backoff.worked(key)
+            self._outcomes.append(Outcome(key))
+
+
+def _told(key: str, reason: str) -> str:
+    """``reason``, with the name of the object before it if it does not say that itself."""
+    name = key.partition("/")[0]
+    return reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"

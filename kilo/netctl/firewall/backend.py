@@ -1,0 +1,117 @@
+"""What the firewall shall be, as values, and what has to be able to make it so.
+
+``Desired`` is the meaning of the plan: which constant rules there are, and the members of each set.
+A ``Backend`` is one way of having the kernel do that: ``kilo.netctl.firewall.legacy`` by the xtables
+and ipset. Pure: no socket is opened here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Protocol
+
+from kilo.model.net import bounds, parse_interface
+from kilo.model.plan import Firewall, FirewallSet
+from kilo.netctl.reconcile import Outcome
+
+SetId = tuple[FirewallSet, int]
+"""A set of the plan and the IP version, 4 or 6, of those of its members that are meant."""
+
+FILL_ORDER: tuple[FirewallSet, ...] = (
+    "no_masquerade_to",
+    "ipip_accept_from",
+    "forward_accept_from",
+    "forward_accept_to",
+    "masquerade_to",
+    "masquerade_from",
+)
+"""Exceptions before what they are exceptions from. Sets are filled in this order, emptied in the other."""
+
+
+def member_of(network: str) -> tuple[int, bytes]:
+    """IP version, and the address in network order followed by the length of the prefix in one byte.
+
+    Raises ProtocolError if ``network`` is not in CIDR notation. Host bits are cleared.
+    """
+    version, first, _ = bounds(network)
+    return version, first.to_bytes(4 if version == 4 else 16) + bytes((parse_interface(network)[1],))
+
+
+class Desired:
+    """The rules and sets that the plan asks for; ``policy`` None asks for none at all.
+
+    ``moved`` holds what the plan changed since the kernel last matched: a set, or "policy".
+    """
+
+    def __init__(self) -> None:
+        self.policy: Firewall | None = None
+        self.moved: set[SetId | str] = {"policy"}
+        self._known: set[tuple[str, str]] = set()
+        self._members: dict[SetId, dict[bytes, int]] = {(k, v): {} for k in FILL_ORDER for v in (4, 6)}
+
+    def members(self, set_id: SetId) -> Set[bytes]:
+        return self._members[set_id].keys()
+
+    def want(self, policy: Firewall | None) -> None:
+        if policy != self.policy:
+            self.policy = policy
+            self.moved.add("policy")
+
+    def add(self, kind: FirewallSet, network: str) -> None:
+        """Networks that differ in their host bits alone are one member. Raises ProtocolError."""
+        if (kind, network) in self._known:
+            return
+        version, member = member_of(network)
+        members = self._members[kind, version]
+        self._known.add((kind, network))
+        members[member] = members.get(member, 0) + 1
+        if members[member] == 1:
+            self.moved.add((kind, version))
+
+    def remove(self, kind: FirewallSet, network: str) -> None:
+        """What was not added is ignored."""
+        if (kind, network) not in self._known:
+            return
+        version, member = member_of(network)
+        members = self._members[kind, version]
+        self._known.remove((kind, network))
+        members[member] -= 1
+        if not members[member]:
+            del members[member]
+            self.moved.add((kind, version))
+
+    def kinds(self) -> tuple[FirewallSet, ...]:
+        """The sets that the policy's rules look into, in the order in which they are filled."""
+        return tuple(kind for kind in FILL_ORDER if self._is_used(kind))
+
+    def _is_used(self, kind: FirewallSet) -> bool:
+        if self.policy is None:
+            return False
+        if kind == "ipip_accept_from":
+            return self.policy.ipip_guard
+        if kind in ("forward_accept_from", "forward_accept_to"):
+            return self.policy.forward
+        return True
+
+
+class Backend(Protocol):
+    """Makes the kernel's firewall match a Desired. Called by kilo.netctl.firewall.reconciler alone.
+
+    Nothing raises but ``load``; what did not work is told in outcomes, each under the key of the
+    object that it is about, and an outcome without error for a key takes an earlier error back.
+    """
+
+    def load(self) -> None:
+        """Read what there is of ours. Changes nothing. Raises TemporaryError."""
+
+    def apply(self, desired: Desired) -> list[Outcome]:
+        """Add members that are missing, then put the rules right."""
+
+    def prune(self, desired: Desired) -> list[Outcome]:
+        """Remove members and sets that are no longer wanted."""
+
+    def clean_up(self) -> list[Outcome]:
+        """Read, then remove all that is ours."""
+
+    def settled(self) -> bool:
+        """Whether the kernel matches as far as is known: there is nothing to do if the plan stands."""

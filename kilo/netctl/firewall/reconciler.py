@@ -1,0 +1,72 @@
+"""The firewall as the worker drives it: the plan's items in, outcomes out.
+
+Keeps what the plan wants (``Desired``) and lets a ``Backend`` make it so. A pass in which neither
+the plan nor the kernel has moved costs nothing. Called by kilo.netctl.worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import get_args
+
+from kilo.config import Config
+from kilo.log import Logger
+from kilo.model.plan import Firewall as Policy
+from kilo.model.plan import FirewallSet, PlanItem, SetEntry
+from kilo.netctl.firewall.backend import Backend, Desired
+from kilo.netctl.firewall.legacy import LegacyBackend
+from kilo.netctl.reconcile import Outcome
+
+_KINDS: dict[str, FirewallSet] = {kind: kind for kind in get_args(FirewallSet)}
+
+
+class Firewall:
+    """See kilo.netctl.reconcile.Reconciler. A plan without an item "firewall" wants no rules."""
+
+    name = "firewall"
+    more = False
+
+    def __init__(self, config: Config, log: Logger, backend: Backend | None = None) -> None:
+        self._desired = Desired()
+        self._planned = False
+        self._backend = backend or LegacyBackend(log)
+
+    def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
+        self._planned = True
+        desired = self._desired
+        for key in removals:
+            kind, _, rest = key.partition("/")
+            if kind == "entry":
+                name, _, network = rest.partition("/")
+                if name in _KINDS:
+                    desired.remove(_KINDS[name], network)
+            elif kind == "firewall":
+                desired.want(None)
+        for item in upserts.values():
+            if isinstance(item, SetEntry):
+                desired.add(item.set, item.network)
+            elif isinstance(item, Policy):
+                desired.want(item)
+
+    def load(self) -> None:
+        self._backend.load()
+
+    def apply(self) -> list[Outcome]:
+        if self._is_done():
+            return []
+        return self._backend.apply(self._desired)
+
+    def prune(self) -> list[Outcome]:
+        if self._is_done():
+            return []
+        outcomes = self._backend.prune(self._desired)
+        if self._backend.settled():
+            self._desired.moved.clear()
+        return outcomes
+
+    def _is_done(self) -> bool:
+        """Whether nothing has moved; before the first plan what an earlier run left must stay."""
+        return not self._planned or (self._backend.settled() and not self._desired.moved)
+
+    def clean_up(self) -> list[Outcome]:
+        return self._backend.clean_up()

@@ -1,0 +1,107 @@
+"""The node's private key: the one secret of the host, which never leaves this process but for the device.
+
+``STATE_DIR/key`` holds it as base64, mode 0600, the Go agent's place and form. It is made if there
+is none; one that cannot be used is an error for a person, and is never replaced.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from kilo.errors import PermanentError, ProtocolError
+from kilo.model.keys import canonical_key
+from kilo.netctl.x25519 import public_key
+
+_LARGEST = 1024
+
+
+class PrivateKey:
+    """A private key. Prints as ``***`` everywhere; ``reveal`` is for the device alone."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def reveal(self) -> bytes:
+        """The 32 bytes."""
+        return self._raw
+
+    def public(self) -> str:
+        """The public key, in base64."""
+        return base64.b64encode(public_key(self._raw)).decode()
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PrivateKey) and clamp(self._raw) == clamp(other._raw)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> str:
+        raise TypeError("a private key is not sent anywhere")
+
+
+def clamp(raw: bytes) -> bytes:
+    """The key as Curve25519 uses it: devices keep it in this form."""
+    return bytes([raw[0] & 248]) + raw[1:31] + bytes([raw[31] & 127 | 64])
+
+
+def load_or_create(state_dir: str) -> PrivateKey:
+    """The key of this host. Raises PermanentError, naming the file, if it cannot be had."""
+    path = Path(state_dir) / "key"
+    try:
+        with path.open("rb") as f:
+            return _parse(path, f.read(_LARGEST))
+    except FileNotFoundError:
+        pass
+    except OSError as e:
+        raise PermanentError(f"cannot read the private key {path}: {e.strerror}") from e
+    key = PrivateKey(clamp(secrets.token_bytes(32)))
+    try:
+        _write(path, base64.b64encode(key.reveal()))
+    except OSError as e:
+        raise PermanentError(f"cannot write the private key {path}: {e.strerror}") from e
+    return key
+
+
+def _parse(path: Path, content: bytes) -> PrivateKey:
+    try:
+        raw = base64.b64decode(canonical_key(content.decode("ascii").strip()))
+    except (ProtocolError, UnicodeDecodeError) as e:
+        why = str(e) if isinstance(e, ProtocolError) else "not base64"
+        raise PermanentError(
+            f"the private key {path} is damaged: {why}. Restore it, or remove it to get a new one"
+        ) from e
+    if not any(raw):
+        raise PermanentError(f"the private key {path} is damaged: all zero. Restore it, or remove it")
+    return PrivateKey(raw)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write by rename, so that there is never half a key, and no key before it is on the disk."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

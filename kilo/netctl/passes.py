@@ -1,0 +1,166 @@
+"""A pass: every reconciler in order, so that the kernel comes to match the plan.
+
+First ``apply`` of all, devices before what needs them, then ``prune`` of all, the other way round.
+One step runs in each round of the loop, so that heartbeats and events are served in between. The
+plan moves between passes only: what comes in the middle of one waits for the next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from kilo.bus import Loop
+from kilo.errors import TemporaryError
+from kilo.log import Logger
+from kilo.model.plan import PlanItem
+from kilo.netctl.reconcile import Outcome, Reconciler
+from kilo.worker import Reporter
+
+RETRY = 1.0
+_NAMED = 10
+
+Step = tuple[Reconciler, Callable[[], list[Outcome]]]
+
+
+class Passes:
+    """Runs passes over ``reconcilers``, in this order, when ``request`` asks for one.
+
+    ``before`` runs at the start of a pass, ``prepare`` before each step, ``after`` at its end with
+    whether all is as planned. Until the first ``plan`` only ``early`` is applied.
+    """
+
+    def __init__(
+        self, loop: Loop, report: Reporter, log: Logger, reconcilers: Sequence[Reconciler], early: Reconciler
+    ) -> None:
+        self.planned = False
+        self.repairs = 0
+        self.before: Callable[[], None] = lambda: None
+        self.prepare: Callable[[Reconciler], None] = lambda reconciler: None
+        self.after: Callable[[bool], None] = lambda settled: None
+        self._loop = loop
+        self._report = report
+        self._log = log
+        self._all = list(reconcilers)
+        self._early = early
+        self._steps: deque[Step] = deque()
+        self._running = False
+        self._wanted = False
+        self._retrying = False
+        self._unread: list[Reconciler] = list(reconcilers)
+        self._upserts: dict[str, PlanItem] = {}
+        self._removals: set[str] = set()
+        self._failed = False
+        self._settled = False
+        """There was a pass after which all was as planned: from then on a drift is one."""
+        self._changed: list[Outcome] = []
+
+    def plan(self, upserts: Mapping[str, PlanItem], removals: Collection[str], usable: bool) -> None:
+        """The plan changed; the first call carries all of it. Asks for a pass.
+
+        Until it has been ``usable`` once, it is kept, and the kernel stays as it is.
+        """
+        self.planned = self.planned or usable
+        for key in removals:
+            self._upserts.pop(key, None)
+            self._removals.add(key)
+        self._upserts.update(upserts)
+        self._removals.difference_update(upserts)
+        self.request()
+
+    def reread(self, reconcilers: Sequence[Reconciler] = ()) -> None:
+        """In the next pass read what the kernel has, of these or of all, before comparing."""
+        for reconciler in reconcilers or self._all:
+            if reconciler not in self._unread:
+                self._unread.append(reconciler)
+
+    def request(self) -> None:
+        """A pass shall start soon, or again if one is running."""
+        if self._running:
+            self._wanted = True
+        else:
+            self._running = True
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._wanted = self._failed = False
+        self._changed = []
+        if not self.planned:
+            self._steps = deque([(self._early, self._early.apply)])
+        else:
+            self._steps = deque((r, r.apply) for r in self._all)
+            self._steps.extend((r, r.prune) for r in reversed(self._all))
+        try:
+            self.before()
+        except TemporaryError as e:
+            self._fail("host", e)
+            self._steps.clear()
+        else:
+            self._report.mend("host")
+            self._take_plan()
+        self._loop.call_soon(self._next)
+
+    def _take_plan(self) -> None:
+        if not self.planned:
+            return
+        upserts, self._upserts = self._upserts, {}
+        removals, self._removals = self._removals, set()
+        for reconciler in self._all:
+            reconciler.update(upserts, removals)
+
+    def _next(self) -> None:
+        if not self._steps:
+            self._end()
+            return
+        reconciler, work = self._steps[0]
+        try:
+            self.prepare(reconciler)
+            if reconciler in self._unread:
+                reconciler.load()
+                self._unread.remove(reconciler)
+            self._take(work())
+        except TemporaryError as e:
+            self._fail(reconciler.name, e)
+            self.reread([reconciler])
+            self._steps.popleft()
+        else:
+            self._report.mend(reconciler.name)
+            if not reconciler.more:
+                self._steps.popleft()
+        self._loop.call_soon(self._next)
+
+    def _fail(self, key: str, error: Exception) -> None:
+        self._failed = True
+        self._report.fail(key, f"{key}: {error}")
+
+    def _take(self, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.error:
+                self._failed = True
+                told = self._report.failing.get(outcome.key)
+                if not (outcome.waits and told and told.message == outcome.error):
+                    self._report.fail(outcome.key, outcome.error)
+                continue
+            self._report.mend(outcome.key)
+            self._changed.append(outcome)
+
+    def _end(self) -> None:
+        self._running = False
+        repaired = [outcome.key for outcome in self._changed if outcome.repair and self._settled]
+        if repaired:
+            self.repairs += len(repaired)
+            self._log.warn("repaired", count=len(repaired), objects=repaired[:_NAMED])
+        elif self._changed:
+            keys = [outcome.key for outcome in self._changed[:_NAMED]]
+            self._log.info("applied", count=len(self._changed), objects=keys)
+        self._settled = self._settled or (self.planned and not self._failed)
+        self.after(not self._failed)
+        if self._wanted:
+            self.request()
+        elif self._failed and not self._retrying:
+            self._retrying = True
+            self._loop.call_later(RETRY, self._retry)
+
+    def _retry(self) -> None:
+        self._retrying = False
+        self.request()

@@ -1,0 +1,170 @@
+"""The reconciler of peers: adds and moves first, takes away afterwards.
+
+An allowed IP that moves to another peer is added there, which takes it from the old one in the
+same step of the device. Peers go in ``prune``, after the routes that led to them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from kilo.model.plan import PlanItem, PlannedPeer
+from kilo.netctl.reconcile import Backoff, Delta, Outcome
+from kilo.netctl.wireguard.device import Device, PeerChange, PeerState
+from kilo.netctl.wireguard.difference import Claims, Wanted, addition, after, is_as_wanted, reduction
+
+CHUNK = 250
+"""Peers changed in one call: some 50 ms of wireguard-go's work."""
+
+Actual = PeerState | Wanted
+DeviceSource = Callable[[], Device | None]
+
+
+class Peers:
+    """``device`` gives the device, or None while there is none. ``clock`` in Unix seconds."""
+
+    name = "peers"
+
+    def __init__(self, device: DeviceSource, clock: Callable[[], float] = time.time) -> None:
+        self.more = False
+        self._device = device
+        self._clock = clock
+        self._claims = Claims()
+        self._news: set[str] = set()
+        self._roamed: set[str] = set()
+        self._disputed: set[str] = set()
+        self._backoff: Backoff[str] = Backoff()
+        self._peers: dict[str, PlannedPeer] = {}
+        self.delta: Delta[str, Actual] = Delta(self._same)
+
+    @property
+    def actual(self) -> dict[str, PeerState]:
+        """The device's peers as last read, and as changed since, by plan key."""
+        return self.delta.actual  # type: ignore[return-value]
+
+    def _same(self, wanted: Actual, actual: Actual) -> bool:
+        """Whether a peer needs no change. Those whose endpoint is left alone are looked at again later."""
+        assert isinstance(wanted, Wanted) and isinstance(actual, PeerState)  # noqa: S101 - see Delta
+        peer, key = wanted.peer, wanted.peer.key
+        if peer.endpoint_ip and actual.endpoint != (peer.endpoint_ip, peer.endpoint_port):
+            self._roamed.add(key)
+        else:
+            self._roamed.discard(key)
+        return is_as_wanted(wanted, actual, self._clock(), key in self._news)
+
+    def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
+        touched: set[str] = set()
+        for key in removals:
+            if self._peers.pop(key, None) is not None:
+                touched |= self._claims.set(key, ()) | {key}
+                self._news.discard(key)
+        for key, item in upserts.items():
+            if isinstance(item, PlannedPeer):
+                self._note_news(key, item)
+                self._peers[key] = item
+                touched |= self._claims.set(key, item.allowed_ips) | {key}
+        for key in touched:
+            if key in self._peers:
+                self.delta.want(key, Wanted(self._peers[key], self._claims.share(key)))
+            else:
+                self.delta.forget(key)
+                self._roamed.discard(key)
+
+    def _note_news(self, key: str, item: PlannedPeer) -> None:
+        """An endpoint is news if the plan had another one before; at a start nothing is."""
+        old = self._peers.get(key)
+        if old and (old.endpoint_ip, old.endpoint_port) != (item.endpoint_ip, item.endpoint_port):
+            self._news.add(key)
+
+    def load(self) -> None:
+        device = self._device()
+        self.loaded(device.read().peers if device else {})
+
+    def loaded(self, peers: Mapping[str, PeerState]) -> None:
+        """The device has these peers, by public key."""
+        self.delta.loaded({f"peer/{public_key}": peer for public_key, peer in peers.items()})
+        for key in list(self._roamed):
+            self.delta.check(key)
+
+    def apply(self) -> list[Outcome]:
+        now = self._clock()
+        changes: list[tuple[str, PeerChange]] = []
+        for key, wanted, actual in self.delta.changes():
+            if isinstance(wanted, Wanted) and self._backoff.due(key, now):
+                state = actual if isinstance(actual, PeerState) else None
+                change = addition(wanted, state, now, key in self._news)
+                if change is not None:
+                    changes.append((key, change))
+                    if len(changes) == CHUNK:
+                        break
+        self.more = len(changes) == CHUNK
+        return self._run(changes, now) + self._settled() + self._disputes()
+
+    def prune(self) -> list[Outcome]:
+        now = self._clock()
+        changes: list[tuple[str, PeerChange]] = []
+        for key, wanted, actual in self.delta.changes():
+            if isinstance(wanted, Wanted) and isinstance(actual, PeerState) and self._backoff.due(key, now):
+                change = reduction(wanted, actual)
+                if change is not None:
+                    changes.append((key, change))
+        for key, _ in self.delta.removals():
+            if self._backoff.due(key, now):
+                changes.append((key, PeerChange(key.removeprefix("peer/"), remove=True)))
+        self.more = len(changes) > CHUNK
+        return self._run(changes[:CHUNK], now) + self._settled()
+
+    def clean_up(self) -> list[Outcome]:
+        """Nothing: peers belong to the device, and stay or go with it."""
+        return []
+
+    def _run(self, changes: Sequence[tuple[str, PeerChange]], now: float) -> list[Outcome]:
+        device = self._device()
+        if device is None or not changes:
+            self.more = self.more and device is not None
+            return []
+        owners = self._owners(changes)
+        outcomes = []
+        for (key, change), error in zip(changes, device.change([c for _, c in changes]), strict=True):
+            if error:
+                self._backoff.failed(key, now)
+                outcomes.append(Outcome(key, f"{key}: {error}"))
+                continue
+            outcomes.append(Outcome(key, repair=key in self.delta.drifted))
+            self._backoff.worked(key)
+            self._news.discard(key)
+            for network in change.allowed_ips:
+                self._taken(network, owners.get(network, key), key)
+            self.delta.done(key, after(change, self.actual.get(key)))
+        return outcomes
+
+    def _owners(self, changes: Sequence[tuple[str, PeerChange]]) -> dict[str, str]:
+        """Who has the allowed IPs that ``changes`` add."""
+        moving = {network for _, change in changes for network in change.allowed_ips}
+        if not moving:
+            return {}
+        return {n: key for key, peer in self.actual.items() for n in peer.allowed_ips if n in moving}
+
+    def _taken(self, network: str, owner: str, key: str) -> None:
+        """``key`` has got ``network``, so that its ``owner`` has it no more."""
+        state = self.actual.get(owner)
+        if owner != key and state is not None:
+            self.delta.done(owner, state._replace(allowed_ips=state.allowed_ips - {network}))
+
+    def _settled(self) -> list[Outcome]:
+        """Peers that had failed and need nothing any more."""
+        settled = [key for key in self._backoff.failing() if key not in self.delta.pending]
+        for key in settled:
+            self._backoff.worked(key)
+        return [Outcome(key) for key in settled]
+
+    def _disputes(self) -> list[Outcome]:
+        """Allowed IPs that several peers want, by the peer that does not get them."""
+        found = {
+            f"{loser}/{network}": f"{loser}: allowed IP {network} is already that of {owner}"
+            for network, loser, owner in self._claims.disputes()
+        }
+        outcomes = [Outcome(key) for key in self._disputed - found.keys()]
+        self._disputed = set(found)
+        return outcomes + [Outcome(key, error) for key, error in found.items()]

@@ -1,0 +1,53 @@
+"""Tells the bus of peers' endpoints, handshakes and byte counts, as often as somebody needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kilo.bus import Publisher
+from kilo.model.host import WireGuardPeerState
+from kilo.netctl.wireguard.device import PeerState
+
+COUNTS_PERIOD = 30.0
+"""Seconds between updates of byte counts alone: they change all the time, and nobody acts on them."""
+
+
+class PeerStates:
+    """The topic of the peers' states."""
+
+    def __init__(self, publisher: Publisher[WireGuardPeerState]) -> None:
+        self._publisher = publisher
+        self._counted = float("-inf")
+        self._last: dict[str, PeerState] = {}
+
+    def publish(self, peers: Mapping[str, PeerState], now: float) -> None:
+        """``peers`` by public key, as the device has them; ``now`` in monotonic seconds."""
+        publisher = self._publisher
+        counts = now - self._counted >= COUNTS_PERIOD
+        if counts:
+            self._counted = now
+        last = self._last
+        for key in last.keys() - peers.keys():
+            del last[key]
+            publisher.remove(key)
+        for key, peer in peers.items():
+            old = last.get(key)
+            if old is not None and not counts:
+                if old.endpoint == peer.endpoint and old.last_handshake == peer.last_handshake:
+                    continue
+            elif old == peer:
+                continue
+            last[key] = peer
+            publisher.put(key, _state(key, peer))
+        publisher.flush()
+
+
+def _state(public_key: str, peer: PeerState) -> WireGuardPeerState:
+    return WireGuardPeerState(
+        public_key=public_key,
+        endpoint_ip=peer.endpoint[0],
+        endpoint_port=peer.endpoint[1],
+        last_handshake=peer.last_handshake,
+        received_bytes=peer.received_bytes,
+        sent_bytes=peer.sent_bytes,
+    )

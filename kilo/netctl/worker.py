@@ -1,0 +1,288 @@
+"""The netctl worker: wires the plan, the kernel's events and the reconcilers together.
+
+The only worker that changes the host's network, and the only one that has the private key. It
+reports the host's facts and WireGuard's state. See docs/design/netctl.md.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from kilo.bus import HOST, PLAN, WIREGUARD, Change
+from kilo.errors import TemporaryError
+from kilo.model.net import ip_of
+from kilo.model.plan import Interface, PlanItem, Summary
+from kilo.netctl.addresses import Addresses
+from kilo.netctl.facts import HostnameIPs, host_facts
+from kilo.netctl.firewall import Firewall
+from kilo.netctl.guard import Guard
+from kilo.netctl.host import Host, Roles
+from kilo.netctl.interface import WireGuardInterface
+from kilo.netctl.key import load_or_create
+from kilo.netctl.monitor import Monitor
+from kilo.netctl.netlink.socket import Netlink
+from kilo.netctl.passes import Passes
+from kilo.netctl.reconcile import Reconciler
+from kilo.netctl.routes import Routes
+from kilo.netctl.rules import Rules
+from kilo.netctl.tunnel import TunnelDevice
+from kilo.netctl.userspace import Launcher
+from kilo.netctl.validate import Validator
+from kilo.netctl.wireguard.peers import Peers
+from kilo.netctl.wireguard.watch import PeerStates
+from kilo.worker import Context
+
+POLL = 5.0
+SETTLE = 0.03
+"""Seconds between an event and the pass that answers it, so that a burst makes one pass."""
+RESOLVE_PATIENCE = 2.0
+RESOLVE_AGAIN = 300.0
+LASTING = 60.0
+FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+class NetctlWorker:
+    """See the module's text."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._config = config = context.config
+        self._report = context.report
+        self._loop = context.loop
+        self._key = load_or_create(config.state_dir)
+        self._public_key = self._key.public()
+        self._netlink = netlink = Netlink()
+        self._host = host = Host(netlink)
+        self._roles = roles = Roles()
+        self._guard = Guard()
+        self._validator = Validator(config.subnet)
+        self._launcher = Launcher(context.loop, config.interface, self._on_launched)
+        self._interface = WireGuardInterface(config, self._key, netlink, host, roles, self._launcher)
+        self._tunnel = TunnelDevice(netlink, host, roles, config.compatibility)
+        self._addresses = Addresses(netlink, host, roles)
+        self._firewall = Firewall(config, context.log)
+        self._peers = Peers(lambda: self._interface.device)
+        self._routes = Routes(netlink, roles, self._guard.reason)
+        self._rules = Rules(netlink, config.interface)
+        self._order: list[Reconciler] = [
+            self._interface,
+            self._tunnel,
+            self._addresses,
+            self._firewall,
+            self._peers,
+            self._routes,
+            self._rules,
+        ]
+        self._passes = Passes(context.loop, context.report, context.log, self._order, early=self._interface)
+        self._monitor = Monitor(host.take, self._routes.take, self._rules.take)
+        self._names = HostnameIPs(config.hostname, context.loop.post, self._on_resolved)
+        self._facts = context.publish(HOST)
+        self._states = PeerStates(context.publish(WIREGUARD))
+        self._plan = context.subscribe(PLAN, self._on_plan)
+        self._roles_seen = -1
+        self._device_seen: object = None
+        self._private_ip = ""
+        self._generation = 0
+        self._resolved = False
+        self._settling = False
+        self._device_since = 0.0
+
+    def start(self) -> None:
+        passes, monitor = self._passes, self._monitor
+        passes.before, passes.prepare, passes.after = self._before, self._prepare, self._after
+        monitor.on_host, monitor.on_objects = self._on_host, self._settle
+        monitor.on_default, monitor.on_lost = self._on_default, self._on_lost
+        monitor.watch(self._loop)
+        self._host.load()
+        self._host.load_default()
+        self._names.ask()
+        self._loop.call_later(RESOLVE_PATIENCE, self._on_resolved)
+        self._loop.call_every(RESOLVE_AGAIN, self._names.ask)
+        self._loop.call_every(POLL, self._poll)
+        self._loop.call_every(self._config.resync_period, self._resync)
+        self._check_forwarding()
+        passes.request()
+
+    def stop(self, clean_up: bool) -> None:
+        """Leave everything as it is; or, with ``clean_up`` and where the flags say so, take it away."""
+        if clean_up and self._config.clean_up:
+            self._clean_up()
+        self._monitor.close()
+        if self._interface.device is not None:
+            self._interface.device.close()
+        self._netlink.close()
+
+    def _clean_up(self) -> None:
+        try:
+            self._host.load()
+        except TemporaryError as e:
+            self._context.log.error(f"clean-up: {e}")
+        for reconciler in reversed(self._order):
+            try:
+                for outcome in reconciler.clean_up():
+                    if outcome.error:
+                        self._context.log.error(f"clean-up: {outcome.error}")
+            except TemporaryError as e:
+                self._context.log.error(f"clean-up of {reconciler.name}: {e}")
+
+    # The plan.
+
+    def _on_plan(self, change: Change[PlanItem]) -> None:
+        sound, gone = self._validator.sift(change.upserts, change.removals)
+        for key in change.removals:
+            self._report.mend(f"plan/{key}")
+        for key in change.upserts:
+            if key in self._validator.refused:
+                self._report.fail(f"plan/{key}", f"{key} refused: {self._validator.refused[key]}", "plan")
+            else:
+                self._report.mend(f"plan/{key}")
+        for item in sound.values():
+            if isinstance(item, Interface):
+                self._private_ip = ip_of(item.private_ip) if item.private_ip else ""
+            elif isinstance(item, Summary):
+                self._generation = item.generation
+        if "interface" in gone:
+            self._private_ip = ""
+        if self._guard.update(sound, gone):
+            self._loop.call_soon(self._routes.resolve)
+        refused = "interface" in self._validator.refused and not self._validator.accepts("interface")
+        self._passes.plan(sound, gone, usable=not refused)
+
+    # A pass.
+
+    def _before(self) -> None:
+        self._monitor.drain()
+        self._roles.assign("private", self._host.holder(self._private_ip) if self._private_ip else None)
+
+    def _prepare(self, reconciler: Reconciler) -> None:
+        """What a step needs to know that an earlier step, or the host, has changed."""
+        if reconciler is self._addresses:
+            self._monitor.drain()
+            self._addresses.resolve()
+            self._addresses.load()
+        elif reconciler is self._routes and self._roles_seen != self._roles.generation:
+            self._roles_seen = self._roles.generation
+            self._routes.resolve()
+            self._passes.reread([self._routes])
+        elif reconciler is self._peers and self._device_seen is not self._interface.device:
+            self._device_seen = self._interface.device
+            self._peers.loaded(self._interface.state.peers)
+
+    def _after(self, settled: bool) -> None:
+        device = self._interface.device
+        self._report.info["interface"] = self._config.interface
+        self._report.info["wireguard"] = device.kind if device else ""
+        gauges = self._report.gauges
+        gauges["repairs_total"] = self._passes.repairs
+        gauges["routes"] = len(self._routes.delta.actual)
+        gauges["wireguard_peers"] = len(self._peers.actual)
+        if self._passes.planned and settled and device is not None:
+            gauges["applied_generation"] = self._generation
+        if device is not None:
+            self._report.ready()
+        self._publish_facts()
+
+    # What the kernel says.
+
+    def _on_host(self) -> None:
+        """With an address, or a link that goes down, the kernel drops routes and does not say so."""
+        if self._host.touched & self._roles.numbers():
+            self._passes.reread([self._routes])
+        self._host.touched.clear()
+        self._publish_facts()
+        self._settle()
+
+    def _settle(self) -> None:
+        if not self._settling:
+            self._settling = True
+            self._loop.call_later(SETTLE, self._settled)
+
+    def _settled(self) -> None:
+        self._settling = False
+        self._passes.request()
+
+    def _on_default(self) -> None:
+        self._host.load_default()
+        self._publish_facts()
+
+    def _on_lost(self) -> None:
+        """The kernel had more to say than we could hear: read everything again."""
+        self._report.count("monitor")
+        self._context.log.warn("events of the kernel were lost; reading everything again")
+        self._loop.call_soon(self._resync)
+        self._loop.call_soon(self._on_default)
+
+    def _on_launched(self, error: str) -> None:
+        if error:
+            self._report.fail("wireguard-go", error)
+        else:
+            self._report.mend("wireguard-go")
+        self._passes.request()
+
+    # What is looked at now and then.
+
+    def _resync(self) -> None:
+        """Read all that there is, and compare."""
+        try:
+            self._host.load()
+        except TemporaryError as e:
+            self._report.fail("host", str(e))
+        self._check_forwarding()
+        self._passes.reread()
+        self._passes.request()
+
+    def _poll(self) -> None:
+        """What the kernel sends no events for: WireGuard's peers, its key and port."""
+        device = self._interface.device
+        if device is None:
+            return
+        try:
+            self._interface.load()
+        except TemporaryError as e:
+            self._report.fail("wireguard", f"{self._config.interface}: {e}")
+            self._passes.request()
+            return
+        self._report.mend("wireguard")
+        now = time.monotonic()
+        if self._device_seen is not device:
+            return
+        state = self._interface.state
+        self._states.publish(state.peers, now)
+        self._peers.loaded(state.peers)
+        if self._guard.observe({key: peer.endpoint[0] for key, peer in self._peers.actual.items()}):
+            self._routes.resolve()
+            self._passes.request()
+        if self._peers.delta.pending or self._interface.drifted():
+            self._passes.request()
+
+    def _check_forwarding(self) -> None:
+        """Without forwarding nothing of a pod's leaves the host; switching it on is the host's decision."""
+        try:
+            forwards = FORWARDING.read_text().strip() != "0"
+        except OSError:
+            return
+        if forwards:
+            self._report.mend("ip_forward")
+        else:
+            self._report.fail(
+                "ip_forward",
+                f"{FORWARDING} is 0: the host forwards nothing for its pods; set net.ipv4.ip_forward to 1",
+            )
+
+    # What is reported.
+
+    def _on_resolved(self) -> None:
+        self._resolved = True
+        self._publish_facts()
+
+    def _publish_facts(self) -> None:
+        """Facts go out once the node's name has had its time to resolve: they decide who leads."""
+        if not self._resolved:
+            return
+        device = self._interface.device
+        facts = host_facts(
+            self._host, self._config, self._public_key, self._names.addresses, device.kind if device else ""
+        )
+        self._facts.put("host", facts)
+        self._facts.flush()

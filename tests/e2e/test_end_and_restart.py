@@ -1,0 +1,90 @@
+"""What an agent leaves behind: nothing when it is told to end, and nothing stale after it was killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.observe import allowed_by_key, configuration, left_over, no_ping_lost, peer_for
+from tests.lab.host import wait_until
+from tests.lab.mesh import Mesh, NodeSpec
+
+pytestmark = pytest.mark.e2e
+
+STATE = ("links", "routes", "rules", "firewall", "sets", "nftables")
+KEY = "Zm9yIHRlc3RzIG9ubHksIGRlbGV0ZWQgd2hpbGUgZG8="
+OLD_SUBNET, NEW_SUBNET = "10.4.0.0/16", "10.9.0.0/16"
+
+
+@pytest.fixture
+def mesh(logs: Path) -> Iterator[Mesh]:
+    specs = [
+        NodeSpec("ada", "berlin", annotations={"persistent-keepalive": "20"}),
+        NodeSpec("bob", "berlin"),
+        NodeSpec("cleo", "lisbon", flags=["--clean-up-interface"]),
+    ]
+    with Mesh(specs, logs, ["--encapsulate=never", "--mesh-granularity=location"], print) as made:
+        made.converge(60)
+        yield made
+
+
+def test_sigterm_leaves_nothing(mesh: Mesh) -> None:
+    for member in mesh:
+        assert left_over(member, ("routes",)), "there was something to leave"
+        assert member.agent.terminate() == 0
+        assert member.agent.processes() == []
+    for member in mesh:
+        parts = left_over(member, STATE)
+        links = " ".join(parts.pop("links", []))
+        assert parts == {}
+        assert ("kilo0" in links) == (member.name != "cleo"), "--clean-up-interface removes the interface"
+    annotations = {m.name: mesh.cluster.annotations(m.name) for m in mesh}
+    assert annotations == {"ada": {"persistent-keepalive": "20"}, "bob": {}, "cleo": {}}
+
+
+def test_nothing_stale_after_kill_and_change_of_subnet(mesh: Mesh) -> None:
+    mesh.cluster.create_peer("old", publicKey=KEY, allowedIPs=["10.5.0.5/32"], persistentKeepalive=0)
+    wait_until(lambda: peer_for(mesh["cleo"], "10.5.0.5/32"), 20, "the peer is there")
+    with no_ping_lost((mesh["ada"], mesh["cleo"]), (mesh["cleo"], mesh["bob"])):
+        for member in mesh:
+            member.agent.kill_all()
+        time.sleep(2)
+    mesh.cluster.delete_peer("old")
+
+    for member in mesh:
+        member.agent.flags.append(f"--subnet={NEW_SUBNET}")
+        member.agent.start()
+    old, new = OLD_SUBNET.removesuffix("0.0/16"), NEW_SUBNET.removesuffix("0.0/16")
+
+    def settled() -> bool:
+        return all(
+            NEW_SUBNET in mesh.cluster.annotations(m.name).get("wireguard-ip", NEW_SUBNET)
+            or mesh.cluster.annotations(m.name)["wireguard-ip"].startswith(new)
+            for m in mesh
+        ) and not any(old in line for m in mesh for lines in configuration(m).values() for line in lines)
+
+    wait_until(settled, 30, f"nothing of {OLD_SUBNET} is left", 0.5)
+    assert mesh.unanswered(20) == []
+    for member in mesh:
+        assert peer_for(member, "10.5.0.5/32") is None
+        assert KEY not in allowed_by_key(member.host)
+        text = str(configuration(member))
+        assert "10.5.0.5" not in text
+        assert old not in text
+    fresh = expected(mesh)
+    assert {m.name: configuration(m) for m in mesh} == fresh
+
+
+def expected(mesh: Mesh) -> dict[str, dict[str, list[str]]]:
+    """What hosts look like on which the agents start with nothing: end them cleanly, start them again."""
+    for member in mesh:
+        member.agent.terminate()
+    for member in mesh:
+        member.agent.start()
+    wait_until(mesh.routed, 30, "every host has a route to every pod CIDR")
+    assert mesh.unanswered(20) == []
+    time.sleep(1)
+    return {m.name: configuration(m) for m in mesh}

@@ -1,0 +1,77 @@
+"""The lab and the demo leave nothing behind, however they end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.lab.agents import MODULE_PATH, REPOSITORY
+from tests.lab.host import HOLDER, wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+def holders(maker: int) -> list[str]:
+    """The holders, of hosts that process ``maker`` made, that are alive."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if f"{HOLDER}:{maker}:" in command:
+            found.append(command)
+    return found
+
+
+def demo(*flags: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.lab.demo", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPOSITORY,
+        env=MODULE_PATH | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_demo_once() -> None:
+    process = demo("--once")
+    text, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, text
+    assert "NO ANSWER" not in text
+    assert text.count(" ms") == 12
+    assert holders(process.pid) == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
+    port = free_port()
+    process = demo("--port", str(port))
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            if "Ctrl-C" in line:
+                break
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+            assert answer.status == 200
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/graph", timeout=20) as answer:
+            assert b"<svg" in answer.read()
+        assert holders(process.pid)
+    finally:
+        process.send_signal(end)
+        process.stdout.close()
+        process.wait(20)
+    wait_until(lambda: not holders(process.pid), 5, "no host is left")

@@ -1,0 +1,141 @@
+"""``kg status``, ``kg restart`` and ``kg tail``, as commands, against a bus with real sockets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kilo.bus import PLAN, PROBLEMS, WIREGUARD, WORKERS, Loop, Publisher, state_of
+from kilo.bus.publisher import Outlet
+from kilo.model.host import Failure, WireGuardPeerState, WorkerState
+from kilo.model.keys import PresharedKey
+from kilo.model.node import Problem
+from kilo.model.plan import PlannedPeer, Summary
+
+KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
+SECRET = "OGyrO4DSf1jfERo7PfJFrakIAjiaeM3ClJKodfdKxnM="
+
+
+class Workers:
+    """Five outlets that publish what a test says, from a thread of their own."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.loop = Loop()
+        self.outlets = {name: Outlet(self.loop, str(run_dir), name) for name in WORKERS}
+        self.states: dict[str, Publisher[WorkerState]] = {}
+        for name, outlet in self.outlets.items():
+            self.states[name] = outlet.publish(state_of(name))
+            self.states[name].put("state", WorkerState(name, 1000, time.time() - 90, "ready", 1))
+            self.states[name].flush()
+        self.plan = self.outlets["mesh"].publish(PLAN)
+        self.plan.put("summary", Summary(7, "location:a", True, 4, 1, 3))
+        self.plan.flush()
+        self.problems = self.outlets["watcher"].publish(PROBLEMS)
+        self.problems.flush()
+        self.peers = self.outlets["netctl"].publish(WIREGUARD)
+        self.peers.put(KEY, WireGuardPeerState(KEY, last_handshake=int(time.time())))
+        self.peers.flush()
+        self.thread = threading.Thread(target=self.loop.run)
+
+    def close(self) -> None:
+        self.loop.stop()
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    workers = Workers(tmp_path)
+    yield workers
+    workers.close()
+
+
+def kg(run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kilo", *words, f"--run-dir={run_dir}", "--hostname=n1"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    done = kg(tmp_path, "status")
+    assert done.returncode == 3
+    assert "does not run here" in done.stdout
+
+
+def test_status_of_workers_without_a_parent(workers: Workers, tmp_path: Path) -> None:
+    workers.thread.start()
+    done = kg(tmp_path, "status")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("node n1: healthy\n")
+    assert "no parent" in done.stdout
+    assert "plan 7" in done.stdout
+    assert "1 WireGuard peers, 0 with no handshake" in done.stdout
+    for name in WORKERS:
+        assert f"{name} " in done.stdout
+
+
+def test_status_says_what_is_wrong_and_since_when(workers: Workers, tmp_path: Path) -> None:
+    failing = {"route 10.2.0.0/24": Failure("ENETUNREACH", int(time.time()) - 300)}
+    state = WorkerState("netctl", 1000, time.time(), "ready", 1, failing=failing)
+    workers.states["netctl"].put("state", state)
+    workers.states["netctl"].flush()
+    workers.problems.put("x", Problem("node", "n2", "endpoint", "malformed: 'x'", int(time.time()) - 10))
+    workers.problems.flush()
+    workers.thread.start()
+    done = kg(tmp_path, "status")
+    assert done.returncode == 1
+    assert "node n1: DEGRADED" in done.stdout
+    assert "netctl: route 10.2.0.0/24: ENETUNREACH (for 5m)" in done.stdout
+    assert "node n2: endpoint: malformed: 'x' (for 1" in done.stdout
+
+
+def test_status_names_a_worker_that_is_not_heard(workers: Workers, tmp_path: Path) -> None:
+    workers.loop.remove_reader(workers.outlets["cni"]._socket)
+    workers.outlets["cni"]._socket.close()
+    del workers.outlets["cni"]._publishers[b"cni.state"]
+    workers.thread.start()
+    done = kg(tmp_path, "status")
+    assert done.returncode == 1
+    assert "cni is not heard" in done.stdout
+
+
+def test_tail_prints_state_and_changes_and_no_secret(workers: Workers, tmp_path: Path) -> None:
+    peer = PlannedPeer(KEY, ("10.5.0.1/32",), preshared_key=PresharedKey(SECRET))
+    workers.plan.put(peer.key, peer)
+    workers.plan.flush()
+    workers.thread.start()
+    command = [sys.executable, "-m", "kilo", "tail", "mesh", f"--run-dir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        deadline = threading.Timer(20, process.kill)
+        deadline.start()
+        lines = [json.loads(process.stdout.readline()) for _ in range(2)]
+        deadline.cancel()
+        process.terminate()
+        assert process.wait(10) == 0
+    by_topic = {line["topic"]: line for line in lines}
+    assert by_topic["plan"]["upserts"][peer.key]["preshared_key"] == "***"
+    assert "mesh.state" in by_topic
+    assert SECRET not in json.dumps(lines)
+
+
+def test_restart_without_a_parent_says_so(tmp_path: Path) -> None:
+    done = kg(tmp_path, "restart", "mesh")
+    assert done.returncode == 3
+    assert "no parent answers" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["restart"], ["restart", "cook"], ["tail", "cook"], ["tail", "mesh", "cni"]]
+)
+def test_a_worker_that_there_is_not(words: list[str], tmp_path: Path) -> None:
+    done = kg(tmp_path, *words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "mesh" in done.stderr

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kilo.mesh.planner import Planned, plan
+from kilo.mesh.topology import CannotPlan
+from kilo.model.host import HostFacts, Link, WireGuardPeerState
+from kilo.model.keys import PresharedKey
+from kilo.model.node import Announcement, Endpoint, Node, UDPAddress
+from kilo.model.plan import CniTarget, Firewall, Interface, PlannedPeer, Route, Summary, Tunnel
+from kilo.model.topology import PeerView, TopologyHead
+from tests.unit.mesh.states import STATES, at, cluster, inputs, key, node, peer, planned
+
+BARE = Node(name="n1", subnet="10.2.1.0/24")
+HOST = HostFacts(
+    key("host"),
+    links=(Link("eth0", 2, 1500, addresses=("10.0.0.1/24", "203.0.113.1/24")),),
+    default_link="eth0",
+)
+
+
+def of_kind(result: Planned, kind: type[Any]) -> list[Any]:
+    return [item for item in result.items.values() if isinstance(item, kind)]
+
+
+def alone(of: Node, on: HostFacts = HOST, **flags: Any) -> Planned:
+    return planned(([of], []), of.name, host=on, **flags)
+
+
+def test_every_item_is_under_its_own_key() -> None:
+    for state in STATES.values():
+        result = planned(state, iptables_forward_rules=True)
+        assert {name: item.key for name, item in result.items.items()} == {k: k for k in result.items}
+
+
+def test_a_node_without_annotations_takes_part_at_once() -> None:
+    result = alone(BARE)
+    assert result.announcement == Announcement(
+        endpoint=at("203.0.113.1"),
+        internal_ip="10.0.0.1/24",
+        key=key("host"),
+        wireguard_ip="10.4.0.1/16",
+        granularity="location",
+    )
+    assert result.items["interface"] == Interface(
+        up=True,
+        mtu=1420,
+        listen_port=51820,
+        address="10.4.0.1/16",
+        private_ip="10.0.0.1/24",
+        subnet="10.4.0.0/16",
+    )
+    assert result.cni == CniTarget("10.2.1.0/24", 1420)
+    assert result.summary == Summary(0, "location:", True, nodes=1, peers=0, segments=1)
+
+
+def test_what_the_annotations_said_before_does_not_count() -> None:
+    stale = node("n1", endpoint=at("203.0.113.99", 1), internal_ip="10.9.9.9/24", key=key("old"))
+    announced = alone(stale, port=7).announcement
+    assert (announced.endpoint, announced.internal_ip, announced.key) == (
+        at("203.0.113.1", 7),
+        "10.0.0.1/24",
+        key("host"),
+    )
+
+
+def test_what_is_forced_counts() -> None:
+    forced = node("n1", endpoint=Endpoint("vpn.example.com", 1337), forced_endpoint=True)
+    forced = msgspec.structs.replace(forced, internal_ip="10.7.0.1/16", forced_internal_ip=True)
+    result = alone(forced)
+    assert result.announcement.endpoint == Endpoint("vpn.example.com", 1337)
+    assert result.announcement.internal_ip == "10.7.0.1/16"
+    interface = result.items["interface"]
+    assert isinstance(interface, Interface)
+    assert interface.listen_port == 1337
+    assert interface.private_ip == "10.0.0.1/24", "the forced address is on none of the links"
+
+
+def test_a_node_can_do_without_a_private_address() -> None:
+    result = alone(node("n1", no_internal_ip=True))
+    assert result.announcement.internal_ip == ""
+    assert result.summary.location == "node:n1"
+    assert "tunnel" not in result.items
+
+
+def test_a_private_address_can_be_preferred() -> None:
+    assert alone(BARE, prioritise_private_addresses=True).announcement.endpoint == at("10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("local", "host", "missing"),
+    [
+        (Node(name="n1"), HOST, "n1 has no pod CIDR"),
+        (BARE, HostFacts(""), "key of this host"),
+        (BARE, HostFacts(key("host")), "no address of this host can be its endpoint"),
+    ],
+)
+def test_what_is_missing_is_named(local: Node, host: HostFacts, missing: str) -> None:
+    with pytest.raises(CannotPlan, match=missing):
+        alone(local, host)
+
+
+@pytest.mark.parametrize(
+    ("flag", "underlay", "mtu"), [(0, 1500, 1420), (0, 1300, 1280), (0, 9000, 8920), (1400, 9000, 1400)]
+)
+def test_mtu(flag: int, underlay: int, mtu: int) -> None:
+    host = HostFacts(key("h"), links=(Link("e", 1, underlay, addresses=("10.0.0.1/24",)),), default_link="e")
+    result = alone(BARE, host, mtu=flag)
+    interface = result.items["interface"]
+    assert isinstance(interface, Interface)
+    assert (interface.mtu, result.cni) == (mtu, CniTarget("10.2.1.0/24", mtu))
+
+
+def test_with_nothing_to_measure_the_mtu_is_wireguards_own() -> None:
+    host = HostFacts(key("h"), links=(Link("e", 1, 9000, addresses=("10.0.0.1/24",)),))
+    assert alone(BARE, host, mtu=0).cni == CniTarget("10.2.1.0/24", 1420)
+
+
+def test_without_cni_there_is_no_target() -> None:
+    assert alone(BARE, cni=False).cni is None
+
+
+def test_who_does_not_lead_has_no_peers_and_no_address() -> None:
+    result = planned(STATES["with peers"], "n2")
+    assert of_kind(result, PlannedPeer) == []
+    assert result.items["interface"] == Interface(False, 1420, 51820, "", "10.0.0.2/24", "10.4.0.0/16")
+    assert result.announcement.wireguard_ip == ""
+
+
+def test_a_peer_of_the_device() -> None:
+    secret = PresharedKey(key("secret"))
+    state = cluster(
+        node("n1", "x", persistent_keepalive=9),
+        node("n2", "y", allowed_location_ips=("192.168.7.9/24",)),
+        node("n3", "z", endpoint=Endpoint("n3.example.com", 5), persistent_keepalive=25),
+        peer("p", "10.5.0.7/24", preshared_key=secret),
+    )
+    assert of_kind(planned(state), PlannedPeer) == [
+        PlannedPeer(
+            key("n2"),
+            ("10.2.2.0/24", "10.0.0.2/32", "10.4.0.2/32", "192.168.7.0/24"),
+            "203.0.113.2",
+            51820,
+            keepalive=9,
+        ),
+        PlannedPeer(key("n3"), ("10.2.3.0/24", "10.0.0.3/32", "10.4.0.3/32"), "", 0, keepalive=9, roams=True),
+        PlannedPeer(key("p"), ("10.5.0.0/24",), keepalive=9, preshared_key=secret),
+    ]
+
+
+@pytest.mark.parametrize("keepalive", [-1, 65536])
+def test_a_keepalive_that_wireguard_cannot_keep_is_none(keepalive: int) -> None:
+    state = cluster(node("n1", "x", persistent_keepalive=keepalive), node("n2", "y"))
+    assert [p.keepalive for p in of_kind(planned(state), PlannedPeer)] == [0]
+
+
+@pytest.mark.parametrize(
+    "found", [None, UDPAddress("", 5), UDPAddress("198.51.100.5", 0), UDPAddress("198.51.100.5", 70000)]
+)
+def test_a_discovered_endpoint_that_is_none_leaves_it_to_wireguard(found: UDPAddress | None) -> None:
+    state = cluster(
+        node("n1", "x", discovered_endpoints={key("n2"): found}), node("n2", "y", persistent_keepalive=5)
+    )
+    (other,) = of_kind(planned(state), PlannedPeer)
+    assert (other.endpoint_ip, other.endpoint_port, other.roams) == ("", 0, True)
+
+
+def seen(name: str, ip: str, port: int, handshake: int = 1) -> WireGuardPeerState:
+    return WireGuardPeerState(key(name), ip, port, handshake)
+
+
+def test_only_those_behind_nat_that_were_really_found_are_announced() -> None:
+    state = cluster(
+        node("n1", "x", discovered_endpoints={key("old"): UDPAddress("198.51.100.1", 1)}),
+        node("n2", "y"),
+        node("n3", "z", persistent_keepalive=25),
+        node("n4", "w", persistent_keepalive=25),
+        peer("p", "10.5.0.1/32", persistent_keepalive=5),
+        peer("q", "10.5.0.2/32"),
+    )
+    states = (
+        seen("n2", "198.51.100.2", 2),
+        seen("n3", "198.51.100.3", 3),
+        seen("n4", "198.51.100.4", 4, handshake=0),
+        seen("p", "2001:db8::5", 5),
+        seen("q", "198.51.100.6", 6),
+    )
+    result = planned(state, wireguard={s.public_key: s for s in states})
+    found = {key("n3"): UDPAddress("198.51.100.3", 3), key("p"): UDPAddress("2001:db8::5", 5)}
+    assert result.announcement.discovered_endpoints == found
+    peers = {p.public_key: (p.endpoint_ip, p.endpoint_port) for p in of_kind(result, PlannedPeer)}
+    assert peers[key("n3")] == ("198.51.100.3", 3)
+    assert peers[key("n2")] == ("203.0.113.2", 51820)
+    before_anybody_looked = planned(state, wireguard=None).announcement
+    assert set(before_anybody_looked.discovered_endpoints) == {key("old")}
+
+
+def test_two_that_claim_one_network_are_told_apart_and_named() -> None:
+    state = cluster(node("n1", "x"), node("n2", "y"), node("n3", "z", subnet="10.2.2.0/24"))
+    result = planned(state)
+    second, third = of_kind(result, PlannedPeer)
+    assert "10.2.2.0/24" in second.allowed_ips
+    assert "10.2.2.0/24" not in third.allowed_ips
+    route = result.items["route/0/10.2.2.0/24"]
+    assert isinstance(route, Route)
+    assert route.via == "10.4.0.2"
+    assert result.conflicts == {
+        "network/10.2.2.0/24": "location:y and location:z claim 10.2.2.0/24; the first counts"
+    }
+
+
+def test_nobody_far_away_takes_over_what_is_near() -> None:
+    """Another segment claims our pods, and the private address of our neighbour."""
+    thief = node("n3", "w", subnet="10.2.1.0/24", internal_ip="10.0.0.2/24")
+    state = cluster(node("n1", "x"), node("n2", "x"), thief)
+    for name in ("n1", "n2"):
+        result = planned(state, name, encapsulate="never")
+        assert "route/0/10.0.0.2/32" not in result.items
+        route = result.items.get("route/0/10.2.1.0/24")
+        assert route == (Route("10.2.1.0/24", "private", "10.0.0.1", onlink=True) if name == "n2" else None)
+    (other,) = of_kind(planned(state), PlannedPeer)
+    assert other.allowed_ips == ("10.4.0.1/32",)
+
+
+def test_a_peer_with_the_key_of_this_host_is_left_out() -> None:
+    state = cluster(node("n1", "x"), peer("p", "10.5.0.1/32"))
+    clone = msgspec.structs.replace(state[1][0], public_key=key("n1"))
+    result = planned((state[0], [clone]))
+    assert of_kind(result, PlannedPeer) == []
+    assert set(result.conflicts) == {f"key/{key('n1')}"}
+
+
+def test_networks_reach_the_kernel_without_host_bits() -> None:
+    state = cluster(
+        node("n1", "x", allowed_location_ips=("172.30.1.1/24",)), node("n2", "y"), peer("p", "10.5.0.7/24")
+    )
+    result = planned(state)
+    assert "route/0/10.5.0.0/24" in result.items
+    assert "entry/masquerade_from/10.5.0.0/24" in result.items
+    assert "entry/masquerade_to/172.30.1.0/24" in result.items
+
+
+@pytest.mark.parametrize(
+    ("flags", "tunnel"),
+    [
+        ({}, Tunnel("ipip", "10.2.1.1/32")),
+        ({"encapsulate": "crosssubnet"}, Tunnel("ipip", "10.2.1.1/32")),
+        ({"compatibility": "cilium"}, Tunnel("cilium", "10.2.1.1/32")),
+        ({"compatibility": "flannel"}, Tunnel("flannel", "")),
+        ({"local": False}, Tunnel("ipip", "")),
+        ({"encapsulate": "never"}, None),
+    ],
+)
+def test_the_tunnel(flags: dict[str, Any], tunnel: Tunnel | None) -> None:
+    assert alone(BARE, **flags).items.get("tunnel") == tunnel
+
+
+def test_a_pod_cidr_of_one_address_gives_that() -> None:
+    assert alone(Node(name="n1", subnet="10.2.1.7/32")).items["tunnel"] == Tunnel("ipip", "10.2.1.7/32")
+
+
+def test_cilium_announces_its_address() -> None:
+    links = (*HOST.links, Link("cilium_host", 9, 1500, addresses=("10.2.1.77/32",)))
+    host = msgspec.structs.replace(HOST, links=links)
+    assert alone(BARE, host, compatibility="cilium").announcement.cni_compatibility_ip == "10.2.1.77/32"
+    assert alone(BARE, host).announcement.cni_compatibility_ip == ""
+
+
+def test_forwarding_is_for_pods_alone() -> None:
+    assert alone(BARE, iptables_forward_rules=True).items["firewall"] == Firewall(True, True)
+    assert alone(BARE, iptables_forward_rules=True, cni=False).items["firewall"] == Firewall(True, False)
+
+
+def test_the_view_has_no_secrets() -> None:
+    secret = key("secret")
+    state = cluster(node("n1", "x"), peer("p", "10.5.0.1/32", preshared_key=PresharedKey(secret)))
+    result = planned(state)
+    assert result.view["head"] == TopologyHead("n1", "location:x", True, "10.4.0.0/16")
+    assert result.view["peer/p"] == PeerView("p", key("p"), ("10.5.0.1/32",))
+    assert set(result.view) == {"head", "peer/p", "segment/location:x"}
+    assert secret not in repr(result)
+
+
+@given(st.sampled_from(sorted(STATES)), st.randoms())
+def test_the_plan_does_not_depend_on_any_order(name: str, shuffler: Any) -> None:
+    nodes, peers = STATES[name]
+    given_first = inputs((nodes, peers), iptables_forward_rules=True)
+    nodes, peers = list(nodes), list(peers)
+    shuffler.shuffle(nodes)
+    shuffler.shuffle(peers)
+    assert plan(inputs((nodes, peers), iptables_forward_rules=True)) == plan(given_first)

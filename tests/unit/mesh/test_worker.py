@@ -1,0 +1,222 @@
+"""The planner's process on a real bus, with its partners played here."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WIREGUARD, Change, Subscription, Topic
+from kilo.config import Config
+from kilo.mesh.worker import MeshWorker
+from kilo.model.host import HostFacts, Link, WireGuardPeerState
+from kilo.model.node import Announcement, Node, Peer, UDPAddress
+from kilo.model.plan import CniTarget, PlannedPeer, Summary
+from kilo.worker import Context
+from tests.feeding import Bus, Running, eventually, running
+from tests.unit.mesh.states import host_of, key, node, peer
+
+LOCAL = node("n1", "x")
+ROAMER = node("n3", "z", persistent_keepalive=25)
+CLUSTER_STATE: dict[str, Node | Peer] = {
+    "local": LOCAL,
+    "node/n1": LOCAL,
+    "node/n2": node("n2", "y"),
+    "node/n3": ROAMER,
+    "peer/p": peer("p", "10.5.0.1/32"),
+}
+
+
+def quick(context: Context) -> MeshWorker:
+    """The worker, with a heartbeat that a test need not wait for."""
+    context.loop.call_every(0.1, context.beat)
+    return MeshWorker(context)
+
+
+class Mesh:
+    """The worker, what it publishes, and how many messages each topic took."""
+
+    def __init__(self, bus: Bus, worker: Running) -> None:
+        self.bus, self.worker = bus, worker
+        self.heard: dict[str, Subscription[Any]] = {}
+        self.changes: dict[str, list[Change[Any]]] = {}
+        for topic in (PLAN, ANNOUNCE, CNI, TOPOLOGY):
+            self._listen(topic)
+
+    def _listen(self, topic: Topic[Any]) -> None:
+        changes = self.changes[topic.name] = []
+
+        def subscribe() -> None:
+            self.heard[topic.name] = Subscription(self.bus.loop, str(self.bus.run_dir), topic, changes.append)
+
+        self.bus.on_loop(subscribe)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        return self.heard["plan"].state
+
+    @property
+    def generation(self) -> int:
+        summary = self.plan.get("summary")
+        return summary.generation if isinstance(summary, Summary) else 0
+
+    @property
+    def plans(self) -> float:
+        state = self.bus.state("mesh")
+        return state.gauges.get("reconciles_total", 0) if state else 0
+
+    def failing(self, name: str) -> str:
+        state = self.bus.state("mesh")
+        return state.failing[name].message if state and name in state.failing else ""
+
+    def after_a_beat(self) -> None:
+        """Wait until the worker has spoken twice: all that was sent before is dealt with."""
+        state = eventually(lambda: self.bus.state("mesh"))
+        eventually(lambda: (s := self.bus.state("mesh")) and s.beat >= state.beat + 2)
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    bus = Bus(tmp_path)
+    config = Config(run_dir=str(tmp_path), hostname="n1", subnet="10.4.0.0/30", log_level="debug")
+    try:
+        with running("mesh", quick, config) as worker:
+            yield Mesh(bus, worker)
+    finally:
+        bus.close()
+
+
+def feed(mesh: Mesh) -> None:
+    mesh.bus.update(CLUSTER, CLUSTER_STATE)
+    mesh.bus.put(HOST, host=host_of(LOCAL))
+    mesh.bus.put(WIREGUARD)
+    eventually(lambda: mesh.generation and mesh.heard["topology"].state)
+    mesh.after_a_beat()
+
+
+def test_nothing_is_said_before_everything_is_known(mesh: Mesh) -> None:
+    waiting = eventually(lambda: (s := mesh.bus.state("mesh")) and s.info.get("waiting_for"))
+    assert "cluster" in waiting
+    mesh.bus.update(CLUSTER, CLUSTER_STATE)
+    eventually(lambda: (s := mesh.bus.state("mesh")) and "netctl" in s.info.get("waiting_for", ""))
+    assert not mesh.heard["plan"].complete
+    mesh.bus.put(HOST, host=host_of(LOCAL))
+    eventually(lambda: mesh.generation == 1)
+    eventually(lambda: (s := mesh.bus.state("mesh")) and s.phase == "ready" and "waiting_for" not in s.info)
+    assert mesh.heard["cni"].state == {"cni": CniTarget("10.2.1.0/24", 1420)}
+    announced = eventually(lambda: mesh.heard["announce"].state)["announce"]
+    assert isinstance(announced, Announcement)
+    assert announced.wireguard_ip == "10.4.0.1/30"
+    assert sorted(eventually(lambda: mesh.heard["topology"].state)) == [
+        "head",
+        "peer/p",
+        "segment/location:x",
+        "segment/location:y",
+        "segment/location:z",
+    ]
+    state = eventually(lambda: (s := mesh.bus.state("mesh")) and s.gauges.get("nodes") and s)
+    assert (state.gauges["leader"], state.gauges["nodes"], state.gauges["peers"]) == (1, 3, 1)
+
+
+def test_only_what_differs_goes_out(mesh: Mesh) -> None:
+    feed(mesh)
+    before = len(mesh.changes["plan"])
+    mesh.bus.update(CLUSTER, {"peer/p": peer("p", "10.5.0.9/32")})
+    eventually(lambda: mesh.generation == 2)
+    (change,) = mesh.changes["plan"][before:]
+    assert sorted(change.upserts) == [
+        "entry/masquerade_from/10.5.0.9/32",
+        "entry/no_masquerade_to/10.5.0.9/32",
+        f"peer/{key('p')}",
+        "route/0/10.5.0.9/32",
+        "summary",
+    ]
+    assert len(change.removals) == 3
+
+
+def test_changes_that_come_together_cost_few_plans(mesh: Mesh) -> None:
+    feed(mesh)
+    before = mesh.plans
+    for number in range(100):
+        mesh.bus.update(CLUSTER, {"peer/p": peer("p", f"10.5.0.{number}/32")})
+    eventually(lambda: "route/0/10.5.0.99/32" in mesh.plan)
+    mesh.after_a_beat()
+    assert mesh.plans - before < 20
+
+
+def test_traffic_causes_no_plan_and_roaming_does(mesh: Mesh) -> None:
+    feed(mesh)
+    before = mesh.plans
+    steady = WireGuardPeerState(key("n2"), "203.0.113.2", 51820, last_handshake=1)
+    for count in range(5):
+        mesh.bus.update(WIREGUARD, {key("n2"): msgspec.structs.replace(steady, received_bytes=count)})
+        guess = WireGuardPeerState(key("n3"), "203.0.113.3", 51820, sent_bytes=count)
+        mesh.bus.update(WIREGUARD, {key("n3"): guess})
+    mesh.after_a_beat()
+    assert mesh.plans == before
+    found = WireGuardPeerState(key("n3"), "198.51.100.3", 999, last_handshake=1)
+    mesh.bus.update(WIREGUARD, {key("n3"): found})
+    announced = {key("n3"): UDPAddress("198.51.100.3", 999)}
+    eventually(lambda: mesh.heard["announce"].state["announce"].discovered_endpoints == announced)
+    planned = mesh.plan[f"peer/{key('n3')}"]
+    assert isinstance(planned, PlannedPeer)
+    assert (planned.endpoint_ip, planned.endpoint_port, planned.roams) == ("198.51.100.3", 999, True)
+    after = mesh.plans
+    later = msgspec.structs.replace(found, last_handshake=99, received_bytes=5)
+    mesh.bus.update(WIREGUARD, {key("n3"): later})
+    mesh.after_a_beat()
+    assert mesh.plans <= after + 1
+    mesh.bus.update(WIREGUARD, {}, remove=(key("n3"),))
+    eventually(lambda: mesh.heard["announce"].state["announce"].discovered_endpoints == {})
+
+
+def test_what_cannot_be_planned_leaves_the_last_plan_in_force(mesh: Mesh) -> None:
+    feed(mesh)
+    good = dict(mesh.plan)
+    mesh.bus.update(CLUSTER, {"node/n4": node("n4", "w")})
+    message = eventually(lambda: mesh.failing("plan"))
+    assert "10.4.0.0/30 has 3 addresses for 4 segments" in message
+    mesh.bus.update(CLUSTER, {"node/n5": node("n5", "v")})
+    mesh.after_a_beat()
+    assert mesh.plan == good
+    assert len([line for line in mesh.worker.log if line.get("failing") == "plan"]) == 2, "once a message"
+    mesh.bus.update(CLUSTER, {}, remove=("node/n4", "node/n5"))
+    eventually(lambda: not mesh.failing("plan"))
+    assert mesh.plan == good
+
+
+def test_a_node_that_is_gone_is_named_and_the_plan_stays(mesh: Mesh) -> None:
+    feed(mesh)
+    good = dict(mesh.plan)
+    mesh.bus.update(CLUSTER, {}, remove=("local", "node/n1"))
+    assert "no node n1" in eventually(lambda: mesh.failing("plan"))
+    assert mesh.plan == good
+
+
+def test_conflicts_are_told_and_taken_back(mesh: Mesh) -> None:
+    feed(mesh)
+    mesh.bus.update(CLUSTER, {"node/n3": msgspec.structs.replace(ROAMER, key=key("n2"))})
+    assert "same public key" in eventually(lambda: mesh.failing(f"key/{key('n2')}"))
+    mesh.bus.update(CLUSTER, {"node/n3": ROAMER})
+    eventually(lambda: not mesh.failing(f"key/{key('n2')}"))
+
+
+def test_a_new_address_of_the_host_is_announced(mesh: Mesh) -> None:
+    feed(mesh)
+    links = (Link("eth0", 2, 1500, up=True, addresses=("10.0.0.77/24",)),)
+    mesh.bus.put(HOST, host=HostFacts(LOCAL.key, links=links, default_link="eth0"))
+    eventually(lambda: mesh.heard["announce"].state["announce"].internal_ip == "10.0.0.77/24")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_it_ends_when_told(mesh: Mesh, number: int) -> None:
+    feed(mesh)
+    started = time.monotonic()
+    assert mesh.worker.end(number) == 0
+    assert time.monotonic() - started < 5
+    assert mesh.plan, "what was planned stays planned"

@@ -1,0 +1,37 @@
+"""Fixtures of netctl's tests: a host, and WireGuard on it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.netctl.hosts import SOCKETS, Host
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    made = Host()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def wireguard_go(host: Host) -> Iterator[str]:
+    """An interface served by wireguard-go; its name."""
+    process = subprocess.Popen(
+        ["wireguard-go", "-f", host.interface], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    end = time.monotonic() + 5
+    while not (SOCKETS / f"{host.interface}.sock").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    try:
+        yield host.interface
+    finally:
+        process.kill()
+        process.wait()

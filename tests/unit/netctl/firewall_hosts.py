@@ -1,0 +1,256 @@
+"""Three hosts made of network namespaces, and packets that show what a firewall does to traffic.
+
+    pod 10.2.0.2 ── 10.2.0.1 host 198.51.100.1 ── 198.51.100.2 outside
+
+``outside`` also has an address of another node's pod, 10.2.1.5, and one of nobody's, 203.0.113.9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from kilo.config import Config
+from kilo.log import Logger
+from kilo.model.plan import Firewall as Policy
+from kilo.model.plan import FirewallSet, PlanItem, SetEntry
+from kilo.netctl.firewall import Firewall
+from kilo.netctl.firewall.ipset import Ipset, IpsetMissing
+from kilo.netctl.firewall.legacy import LegacyBackend
+from kilo.netctl.reconcile import Outcome
+
+T = TypeVar("T")
+CLONE_NEWNET = 0x40000000
+POD, POD6 = "10.2.0.2", "2001:db8:2::2"
+HOST, HOST6 = "198.51.100.1", "2001:db8:1::1"
+OUTSIDE = "198.51.100.2"
+KNOWN, KNOWN6 = "10.2.1.5", "2001:db8:3::5"
+STRANGER, STRANGER6 = "203.0.113.9", "2001:db8:9::9"
+_LINKS = f"""
+addr add 10.2.0.1/24 dev pod
+addr add 2001:db8:2::1/64 dev pod nodad
+addr add {HOST}/24 dev outside
+addr add {HOST6}/64 dev outside nodad
+link set lo up
+link set pod up
+link set outside up
+route add 10.2.1.0/24 via {OUTSIDE}
+route add 203.0.113.0/24 via {OUTSIDE}
+route add 2001:db8:3::/64 via 2001:db8:1::2
+route add 2001:db8:9::/64 via 2001:db8:1::2
+"""
+_POD = f"""
+addr add {POD}/24 dev eth0
+addr add {POD6}/64 dev eth0 nodad
+link set lo up
+link set eth0 up
+route add default via 10.2.0.1
+route add default via 2001:db8:2::1
+"""
+_OUTSIDE = f"""
+addr add {OUTSIDE}/24 dev eth0
+addr add 2001:db8:1::2/64 dev eth0 nodad
+addr add {KNOWN}/32 dev lo
+addr add {STRANGER}/32 dev lo
+addr add {KNOWN6}/128 dev lo nodad
+addr add {STRANGER6}/128 dev lo nodad
+link set lo up
+link set eth0 up
+route add default via {HOST}
+route add default via {HOST6}
+"""
+_libc = ctypes.CDLL(None, use_errno=True)
+_count = itertools.count()
+_ports = itertools.count(20000)
+
+
+class Namespace:
+    """A network namespace with a thread inside it."""
+
+    def __init__(self) -> None:
+        self.name = f"kgt-{os.getpid()}-fw{next(_count)}"
+        subprocess.run(["ip", "netns", "add", self.name], check=True)
+        self._thread = ThreadPoolExecutor(1, self.name)
+        self.call(self._enter)
+
+    def _enter(self) -> None:
+        with open(f"/run/netns/{self.name}") as f:
+            assert _libc.setns(f.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+
+    def call(self, function: Callable[[], T]) -> T:
+        return self._thread.submit(function).result()
+
+    def run(self, *command: str, text: str = "") -> str:
+        """The standard output of a program that runs inside. Raises CalledProcessError."""
+        done = self.call(
+            lambda: subprocess.run(command, input=text, check=True, capture_output=True, text=True)
+        )
+        return done.stdout
+
+    def ip(self, batch: str) -> None:
+        self.run("ip", "-batch", "-", text=batch)
+
+    def sysctl(self, key: str, value: str) -> None:
+        def write() -> None:
+            with open("/proc/sys/" + key, "w") as f:
+                f.write(value)
+
+        self.call(write)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        subprocess.run(["ip", "netns", "delete", self.name], check=True)
+
+
+class Hosts:
+    """The three, wired; ``host`` forwards."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.pod, self.host, self.outside = (self._made(stack) for _ in range(3))
+        for other, name in ((self.pod, "pod"), (self.outside, "outside")):
+            self.host.ip(f"link add {name} type veth peer name eth0 netns {other.name}")
+        for key in ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"):
+            self.host.sysctl(key, "1")
+        self.host.ip(_LINKS)
+        self.pod.ip(_POD)
+        self.outside.ip(_OUTSIDE)
+
+    @staticmethod
+    def _made(stack: contextlib.ExitStack) -> Namespace:
+        namespace = Namespace()
+        stack.callback(namespace.close)
+        namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")  # a second and a half otherwise
+        return namespace
+
+
+@contextlib.contextmanager
+def hosts() -> Iterator[Hosts]:
+    with contextlib.ExitStack() as stack:
+        yield Hosts(stack)
+
+
+def no_ipset() -> Ipset:
+    """What Ipset does on a kernel without it."""
+    raise IpsetMissing("netfilter netlink: invalid argument")
+
+
+class Clock:
+    """Monotonic seconds that pass when told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Agent:
+    """The firewall of one host, driven as the worker does it."""
+
+    def __init__(self, host: Namespace, sets: bool = True, log: Logger | None = None) -> None:
+        self._host = host
+        self.clock = Clock()
+        log = log or Logger("netctl", "none")
+        backend = LegacyBackend(log, Ipset if sets else no_ipset, self.clock)
+        self._firewall = Firewall(Config(), log, backend)
+        self._host.call(self._firewall.load)
+
+    def plan(self, *items: PlanItem, without: tuple[PlanItem, ...] = ()) -> list[Outcome]:
+        """Change the plan, and do what it says."""
+        upserts = {item.key: item for item in items}
+        self._firewall.update(upserts, [item.key for item in without])
+        return self.step()
+
+    def step(self) -> list[Outcome]:
+        return self._host.call(lambda: self._firewall.apply() + self._firewall.prune())
+
+    def resync(self) -> list[Outcome]:
+        """Read the kernel, and do what differs."""
+        self._host.call(self._firewall.load)
+        return self.step()
+
+    def clean_up(self) -> list[Outcome]:
+        return self._host.call(self._firewall.clean_up)
+
+
+def entries(**sets: str) -> list[PlanItem]:
+    """Members of sets, each given as words."""
+    names: dict[str, FirewallSet] = {
+        "masquerade_from": "masquerade_from",
+        "masquerade_to": "masquerade_to",
+        "no_masquerade_to": "no_masquerade_to",
+        "forward_accept_from": "forward_accept_from",
+        "forward_accept_to": "forward_accept_to",
+        "ipip_accept_from": "ipip_accept_from",
+    }
+    return [SetEntry(names[name], network) for name, text in sets.items() for network in text.split()]
+
+
+def policy(guard: bool = False, forward: bool = False) -> Policy:
+    return Policy(ipip_guard=guard, forward=forward)
+
+
+def errors(outcomes: list[Outcome]) -> list[str]:
+    return [outcome.error for outcome in outcomes if outcome.error]
+
+
+PATIENT, BRIEF = 3.0, 0.3
+"""Seconds to wait for a packet: one that should come, and one that should not."""
+
+
+def source_seen(
+    sender: Namespace, source: str, receiver: Namespace, destination: str, wait: float = PATIENT
+) -> str:
+    """The source address that a UDP packet arrives with, "" if it does not arrive."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    port = next(_ports)
+
+    def listen() -> socket.socket:
+        s = socket.socket(family, socket.SOCK_DGRAM)
+        s.bind((destination, port))
+        s.settimeout(wait)
+        return s
+
+    def send() -> None:
+        with socket.socket(family, socket.SOCK_DGRAM) as s:
+            s.bind((source, 0))
+            s.sendto(b"x", (destination, port))
+
+    with receiver.call(listen) as listening:
+        sender.call(send)
+        try:
+            return str(listening.recvfrom(16)[1][0])
+        except TimeoutError:
+            return ""
+
+
+def ipip_arrives(
+    sender: Namespace, source: str, receiver: Namespace, destination: str, wait: float = PATIENT
+) -> bool:
+    """Whether an IPv4 packet within IPv4 (or IPv6) gets past INPUT."""
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    inner = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20, 1, 0, 64, 255, 0, bytes(4), bytes(4))
+
+    def listen() -> socket.socket:
+        s = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_IPIP)
+        s.settimeout(wait)
+        return s
+
+    def send() -> None:
+        with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_IPIP) as s:
+            s.bind((source, 0))
+            s.sendto(inner, (destination, 0))
+
+    with receiver.call(listen) as listening:
+        sender.call(send)
+        try:
+            return inner in listening.recv(256)
+        except TimeoutError:
+            return False

@@ -1,0 +1,68 @@
+"""A host for netctl made of a network namespace: the calling thread moves into it and back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+_count = itertools.count()
+SOCKETS = Path("/run/wireguard")
+
+
+class Host:
+    """The namespace. ``interface`` is a name for WireGuard that no other test uses: the directory
+    of the sockets is one for all namespaces."""
+
+    def __init__(self) -> None:
+        self.interface = f"kgt{os.getpid() % 1000000}x{next(_count)}"
+        self._outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        assert _libc.unshare(_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        self._inode = os.stat("/proc/thread-self/ns/net").st_ino
+        ip("link set lo up")
+        for key in ("default/accept_dad", "all/accept_dad"):
+            Path("/proc/sys/net/ipv6/conf", key).write_text("0")
+
+    def wire(self, name: str = "eth0", address: str = "10.1.0.10/24") -> None:
+        """An interface with an address, wired to one without."""
+        ip(f"link add {name} type veth peer name {name}-far")
+        ip(f"link set {name}-far up")
+        ip(f"addr add {address} dev {name}")
+        ip(f"link set {name} up")
+
+    def programs(self, name: str = "wireguard-go") -> list[int]:
+        """The processes of that name inside."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                named = entry.name.isdigit() and (entry / "comm").read_text().strip() == name
+                if named and (entry / "ns/net").stat().st_ino == self._inode:
+                    found.append(int(entry.name))
+        return found
+
+    def close(self) -> None:
+        for pid in self.programs():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for path in SOCKETS.glob(f"{self.interface}*.sock"):
+            path.unlink()
+        with open(f"/proc/self/fd/{self._outside}", "rb") as namespace:
+            assert _libc.setns(namespace.fileno(), _NEWNET) == 0
+        os.close(self._outside)
+
+
+def ip(command: str) -> str:
+    """What ``ip`` prints. Raises CalledProcessError."""
+    done = subprocess.run(["ip", *command.split()], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def lines(command: str) -> list[str]:
+    """The lines that ``ip`` prints, without blanks at the ends."""
+    return [" ".join(line.split()) for line in ip(command).splitlines()]

@@ -1,0 +1,128 @@
+"""Addresses of our devices, in a real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from kilo.model.plan import PlanItem, Tunnel
+from kilo.netctl.addresses import Addresses
+from kilo.netctl.host import Host as HostView
+from kilo.netctl.host import Roles
+from kilo.netctl.netlink.socket import Netlink
+from kilo.netctl.reconcile import Outcome
+from tests.unit.netctl.hosts import Host, ip, lines
+from tests.unit.netctl.plans import interface
+
+
+class Box:
+    """The reconciler, on a host with eth0, and with veths that play kilo0 and tunl0."""
+
+    def __init__(self, host: Host, netlink: Netlink) -> None:
+        host.wire()
+        for name in ("kilo0", "tunl0"):
+            ip(f"link add {name} type veth peer name {name}-far")
+            ip(f"link set {name} up")
+            ip(f"link set {name}-far up")
+        self.netlink = netlink
+        self.view, self.roles = HostView(netlink), Roles()
+        self.addresses = Addresses(netlink, self.view, self.roles)
+        self.view.load()
+        self.roles.assign("wireguard", self.view.named("kilo0"))
+        self.roles.assign("tunnel", self.view.named("tunl0"))
+
+    def run(self, *items: PlanItem, remove: tuple[str, ...] = ()) -> list[Outcome]:
+        self.addresses.update({item.key: item for item in items}, remove)
+        outcomes = []
+        for step in (self.addresses.apply, self.addresses.prune):
+            self.view.load()
+            self.addresses.resolve()
+            self.addresses.load()
+            outcomes += step()
+        return outcomes
+
+    def have(self, name: str = "kilo0") -> list[str]:
+        return [line.split()[1] for line in lines(f"addr show {name}") if line.startswith("inet ")]
+
+
+@pytest.fixture
+def box(host: Host) -> Iterator[Box]:
+    with contextlib.closing(Netlink()) as netlink:
+        yield Box(host, netlink)
+
+
+def test_an_address_comes_and_a_node_that_does_not_lead_has_none(box: Box) -> None:
+    assert box.run(interface()) == [Outcome("address/kilo0/10.4.0.1/16")]
+    assert box.have() == ["10.4.0.1/16"]
+    assert box.run(interface()) == []
+    box.run(interface(address=""))
+    assert box.have() == []
+    box.run(interface())
+    box.run(remove=("interface",))
+    assert box.have() == []
+
+
+def test_the_new_address_stands_before_the_old_one_goes_and_outlives_it(box: Box) -> None:
+    """The kernel deletes the later addresses of a subnet with the first one."""
+    box.run(interface())
+    ip("route add 10.9.0.0/24 dev kilo0 src 10.1.0.10")
+    box.addresses.update({"interface": interface(address="10.4.0.7/16")}, ())
+    box.addresses.resolve()
+    box.addresses.apply()
+    assert box.have() == ["10.4.0.1/16", "10.4.0.7/16"]
+    box.run()
+    assert box.have() == ["10.4.0.7/16"]
+    assert "10.4.0.0/16 dev kilo0 proto kernel scope link src 10.4.0.7" in lines("route")
+    assert box.run() == []
+
+
+def test_addresses_of_another_subnet_or_by_hand_go(box: Box) -> None:
+    ip("addr add 10.5.0.1/16 dev kilo0")
+    ip("addr add fd05::1/64 dev kilo0 nodad")
+    box.run(interface(), interface())
+    assert box.have() == ["10.4.0.1/16"]
+    six = lines("-6 addr show kilo0")
+    assert not any("fd05" in line for line in six) and any("fe80" in line for line in six)
+
+
+def test_an_address_that_the_go_agent_set_is_left_in_place(box: Box) -> None:
+    ip("addr add 10.4.0.1/16 dev kilo0")
+    before = box.netlink.sent
+    assert box.run(interface()) == []
+    assert box.netlink.sent == before
+
+
+def test_another_interfaces_address_is_not_taken(box: Box) -> None:
+    ip("addr add 10.4.0.1/32 dev eth0")
+    (outcome, *_) = box.run(interface())
+    assert "10.4.0.1 is an address of eth0" in outcome.error
+    assert box.have() == []
+    ip("addr del 10.4.0.1/32 dev eth0")
+    box.run()
+    assert box.have() == ["10.4.0.1/16"]
+
+
+def test_the_tunnels_address_is_ours_only_while_planned_or_marked(box: Box) -> None:
+    ip("addr add 10.7.0.1/32 dev tunl0")
+    box.run(interface())
+    assert box.have("tunl0") == ["10.7.0.1/32"], "a tunnel that the plan does not use may be another's"
+    box.run(Tunnel("ipip", "10.2.0.1/32"))
+    assert box.have("tunl0") == ["10.2.0.1/32"]
+    box.run(remove=("tunnel",))
+    assert box.have("tunl0") == []
+
+
+def test_it_waits_for_its_device(box: Box) -> None:
+    box.roles.assign("wireguard", None)
+    (outcome, *_) = box.run(interface())
+    assert outcome.waits and "no wireguard device yet" in outcome.error
+
+
+def test_clean_up(box: Box) -> None:
+    box.run(interface(), Tunnel("ipip", "10.2.0.1/32"))
+    box.view.load()
+    box.addresses.clean_up()
+    assert box.have() == box.have("tunl0") == []
+    assert box.have("eth0") == ["10.1.0.10/24"]

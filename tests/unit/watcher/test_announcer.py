@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kilo.model.node import Announcement, Endpoint
+from kilo.watcher import announcer as module
+from kilo.watcher.announcer import Announcer, Overwritten, Patched, PatchFailed, Report
+from kilo.watcher.client import Api
+from kilo.watcher.objects import decode_node
+from tests.apiserver import Admin, Standin
+from tests.apiserver import store as kinds
+from tests.feeding import eventually
+
+KEY = base64.b64encode(b"k" * 32).decode()
+HELLO = Announcement(
+    endpoint=Endpoint("203.0.113.1", 51820, "203.0.113.1"),
+    internal_ip="10.0.0.1/24",
+    key=KEY,
+    granularity="location",
+)
+SAID = {
+    "endpoint": "203.0.113.1:51820",
+    "internal-ip": "10.0.0.1/24",
+    "key": KEY,
+    "wireguard-ip": "",
+    "discovered-endpoints": "{}",
+    "granularity": "location",
+    "cni-compatibility-ip": "",
+}
+
+
+class Agent:
+    """An announcer for node ``own``, fed by the test as the watch would."""
+
+    def __init__(self, api: Api, standin: Standin) -> None:
+        self.reports: list[Report] = []
+        self._standin = standin
+        self.announcer = Announcer(api, "own", self.reports.append)
+        self.announcer.start()
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(report, kind) for report in self.reports)
+
+    def observe(self) -> None:
+        self.announcer.observe(decode_node(self._standin.store.get(kinds.NODES, "own").raw))
+
+    def patches(self) -> list[dict[str, Any]]:
+        """The annotations of every patch so far, without the prefix."""
+        bodies = [msgspec.json.decode(r.body) for r in self._standin.requests if r.method == "PATCH"]
+        return [
+            {k.removeprefix("kilo.squat.ai/"): v for k, v in body["metadata"]["annotations"].items()}
+            for body in bodies
+        ]
+
+
+@pytest.fixture
+def admin(standin: Standin) -> Iterator[Admin]:
+    with closing(standin.admin()) as admin:
+        yield admin
+
+
+@pytest.fixture
+def make(standin: Standin, tmp_path: Path) -> Iterator[Callable[[], Agent]]:
+    with ExitStack() as stack:
+
+        def make() -> Agent:
+            api = stack.enter_context(closing(Api(standin.kubeconfig(tmp_path / "kubeconfig"), "")))
+            agent = Agent(api, standin)
+            stack.callback(agent.announcer._thread.join, 5)
+            stack.callback(agent.announcer.close, False)
+            return agent
+
+        yield make
+
+
+@pytest.fixture
+def agent(make: Callable[[], Agent]) -> Agent:
+    return make()
+
+
+def said(admin: Admin) -> dict[str, str]:
+    return admin.annotations("own")
+
+
+def test_nothing_is_written_before_there_is_something_to_say(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own")
+    agent.observe()
+    time.sleep(0.3)
+    assert agent.patches() == []
+
+
+def test_the_first_announcement_is_written_at_once_also_on_a_node_without_annotations(
+    agent: Agent, admin: Admin
+) -> None:
+    admin.create_node("own")
+    started = time.monotonic()
+    agent.announcer.announce(HELLO)
+    eventually(lambda: said(admin))
+    assert time.monotonic() - started < 1
+    found = said(admin)
+    assert abs(int(found.pop("last-seen")) - time.time()) < 5
+    assert found == SAID
+
+
+def test_only_what_differs_is_written(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own", {**SAID, "key": "old", "leader": "", "someone/else": "x"})
+    agent.observe()
+    agent.announcer.announce(HELLO)
+    eventually(agent.patches)
+    assert agent.patches()[0].keys() == {"key", "last-seen"}
+    agent.announcer.announce(msgspec.structs.replace(HELLO, granularity="full"))
+    eventually(lambda: len(agent.patches()) == 2)
+    assert agent.patches()[1].keys() == {"granularity", "last-seen"}
+    assert said(admin)["leader"] == ""
+    agent.announcer.announce(msgspec.structs.replace(HELLO, granularity="full"))
+    time.sleep(0.3)
+    assert len(agent.patches()) == 2, "the same again is nothing new"
+
+
+def test_a_check_in_writes_the_time_and_nothing_else(
+    make: Callable[[], Agent], admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHECK_IN_EVERY", 0.3)
+    admin.create_node("own")
+    agent = make()
+    agent.announcer.announce(HELLO)
+    eventually(lambda: len(agent.patches()) >= 4)
+    assert all(patch.keys() == {"last-seen"} for patch in agent.patches()[1:])
+    assert all(isinstance(report, Patched) for report in agent.reports)
+
+
+def test_what_somebody_else_took_away_is_written_again(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    admin.annotate("own", key="theirs", endpoint=None)
+    agent.observe()
+    eventually(lambda: said(admin).items() >= SAID.items())
+    assert agent.count(Overwritten) == 0
+
+
+def test_an_older_state_of_the_node_does_not_count(agent: Agent, admin: Admin, standin: Standin) -> None:
+    admin.create_node("own", {"key": "x"})
+    older = decode_node(standin.store.get(kinds.NODES, "own").raw)
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    agent.announcer.observe(older)
+    time.sleep(0.3)
+    assert len(agent.patches()) == 1
+
+
+def test_a_fight_over_an_annotation_is_told_and_not_fought_on(
+    make: Callable[[], Agent], admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIGHT_WINDOW", 2.0)
+    monkeypatch.setattr(module, "CHECK_IN_EVERY", 1.0)
+    admin.create_node("own")
+    agent = make()
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    end = time.monotonic() + 1.5
+    rounds = 0
+    while time.monotonic() < end:
+        if said(admin).get("key") == KEY:
+            rounds += 1
+            admin.annotate("own", key=f"theirs {rounds}")
+            agent.observe()
+        time.sleep(0.02)
+    assert Overwritten(("key",)) in agent.reports
+    assert len(agent.patches()) <= module.FIGHT_LIMIT + 2
+    eventually(lambda: agent.reports[-2:].count(Overwritten(())), what="the fight has ended")
+    assert said(admin)["key"] == KEY
+
+
+def test_many_changes_are_few_patches_and_the_last_one_wins(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own")
+    for number in range(200):
+        agent.announcer.announce(msgspec.structs.replace(HELLO, wireguard_ip=f"10.4.0.{number}/16"))
+        time.sleep(0.002)
+    assert len(agent.patches()) <= module.BURST
+    eventually(lambda: said(admin).get("wireguard-ip") == "10.4.0.199/16", timeout=module.BURST_PERIOD + 5)
+
+
+def test_what_fails_is_tried_again_and_what_is_newest_is_written(
+    agent: Agent, admin: Admin, standin: Standin
+) -> None:
+    admin.create_node("own")
+    standin.fail(503, times=3, match="PATCH")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(PatchFailed))
+    agent.announcer.announce(msgspec.structs.replace(HELLO, granularity="full"))
+    eventually(lambda: said(admin).get("granularity") == "full")
+    failed = [report.error for report in agent.reports if isinstance(report, PatchFailed)]
+    assert [error.status for error in failed] == [503] * 3
+    assert str(failed[0]).startswith("cannot patch node own: 503 Service Unavailable")
+
+
+def test_a_node_that_comes_later_is_written_to_then(agent: Agent, admin: Admin) -> None:
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(PatchFailed))
+    admin.create_node("own")
+    eventually(lambda: said(admin).items() >= SAID.items())
+
+
+def test_a_node_that_was_deleted_and_came_back_is_written_to_again(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    admin.delete_node("own")
+    agent.announcer.forget()
+    admin.create_node("own")
+    agent.observe()
+    eventually(lambda: said(admin).items() >= SAID.items())
+
+
+def test_at_the_end_what_we_said_is_taken_away_and_nothing_else(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own", {"location": "eu", "leader": "", "persistent-keepalive": "10", "a/b": "c"})
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    assert agent.announcer.close(remove=True) == ""
+    assert said(admin) == {"location": "eu", "leader": "", "persistent-keepalive": "10"}
+    assert admin.get(kinds.NODES, "own")["metadata"]["annotations"]["a/b"] == "c"
+
+
+def test_without_removal_what_we_said_stays(agent: Agent, admin: Admin) -> None:
+    admin.create_node("own")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    assert agent.announcer.close(remove=False) == ""
+    assert said(admin).items() >= SAID.items()
+
+
+def test_the_removal_is_tried_again_for_a_while(agent: Agent, admin: Admin, standin: Standin) -> None:
+    admin.create_node("own", {"key": "x"})
+    standin.fail(503, times=2, match="PATCH")
+    assert agent.announcer.close(remove=True) == ""
+    assert said(admin) == {}
+
+
+@pytest.mark.parametrize("how", ["refuse", "pause"])
+def test_the_removal_gives_up_in_time_where_the_api_is_away(
+    agent: Agent, admin: Admin, standin: Standin, how: str
+) -> None:
+    admin.create_node("own", {"key": "x"})
+    admin.close()
+    getattr(standin, how)()
+    started = time.monotonic()
+    assert agent.announcer.close(remove=True) != ""
+    assert time.monotonic() - started < module.CLEAN_UP_WITHIN + 0.5
+
+
+def test_the_removal_also_comes_to_its_right_while_the_api_fails(
+    agent: Agent, admin: Admin, standin: Standin
+) -> None:
+    admin.create_node("own", {"key": "x"})
+    standin.fail(429, retry_after=60, match="PATCH")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(PatchFailed))
+    assert agent.announcer.close(remove=True) == ""
+    assert said(admin) == {}
