@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +55,7 @@ class Bus:
         """Set keys of a topic, as its producer would, and send; with none, send an empty topic."""
         self.update(topic, values)
 
-    def update(self, topic: Topic[T], values: dict[str, T], remove: tuple[str, ...] = ()) -> None:
+    def update(self, topic: Topic[T], values: Mapping[str, T], remove: tuple[str, ...] = ()) -> None:
         """As ``put``, for keys that are no identifiers; also removes."""
 
         def send() -> None:

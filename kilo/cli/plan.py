@@ -39,6 +39,7 @@ from kilo.watcher.translate import (
     peer_not_ready_reason,
 )
 
+NAMES_TOLD = 30
 NOT_READY = "local node is not ready"
 FORMATS = ("json", "wireguard", "routes", "firewall", "dot")
 
@@ -193,7 +194,7 @@ def _take_node(read: NodeReading, at: int, cluster: Cluster) -> None:
     reason = not_ready_reason(read.node, is_alive(read.last_seen, at), read.problems)
     for problem in read.problems:
         if problem != reason:
-            _tell(f"node {name}: {problem.field}: {problem.reason}; this is passed over")
+            _tell(f"node {name}: {problem.place}: {problem.reason}; this is passed over")
     if reason is None:
         cluster.nodes[name] = read.node
         return
@@ -201,7 +202,7 @@ def _take_node(read: NodeReading, at: int, cluster: Cluster) -> None:
         ago = f"{at - read.last_seen} s before the time planned for"
         reason = FieldProblem("last-seen", f"the node checked in {ago} (see --at)")
     cluster.left_out[name] = reason
-    _tell(f"node {name} is left out: {reason.field}: {reason.reason}")
+    _tell(f"node {name} is left out: {reason.place}: {reason.reason}")
 
 
 def _take_peer(read: PeerReading, cluster: Cluster) -> None:
@@ -251,9 +252,12 @@ def _why_not(cluster: Cluster, request: Request) -> str:
     name = request.config.hostname
     reason = cluster.left_out.get(name)
     if reason is None:
-        names = ", ".join(cluster.names()) or "the file has none"
-        return f"no node is named {name!r}; --hostname takes one of: {names}"
-    text = f"nothing can be planned for node {name}: {reason.field}: {reason.reason}"
+        names = cluster.names()
+        if not names:
+            return f"no node is named {name!r}: {request.nodes} holds none"
+        more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+        return f"no node is named {name!r}; --hostname takes one of: {', '.join(names[:NAMES_TOLD])}{more}"
+    text = f"nothing can be planned for node {name}: {reason.place}: {reason.reason}"
     if reason.field == "last-seen" and cluster.newest:
         text += f"; --at {cluster.newest} plans for when a node last checked in"
     return text

@@ -152,7 +152,7 @@ def run(command: list[str], source: bytes, time_limit: float) -> bytes:
 
 def _restrict(pid: int) -> None:
     with contextlib.suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PROCESS, pid, NICE)
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)
         resource.prlimit(pid, resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
 
 

@@ -21,6 +21,8 @@ from kilo.worker import Context
 STALE = 5.0
 """Seconds without a heartbeat after which a worker is not believed to be alive."""
 EVENTS_MAX = 100
+APPLIED = "applied_generation"
+"""The gauge of netctl that is there once a plan has been applied in full."""
 OWN = "health"
 
 
@@ -74,7 +76,7 @@ class Snapshot:
 def not_ready(snapshot: Snapshot) -> dict[str, str]:
     """Why this node does not do all of its job, by worker; empty when it does.
 
-    netctl is ready once it has applied a plan. A cni worker that has nothing to do may be missing.
+    A cni worker that has nothing to do may be missing.
     """
     reasons = {}
     for name, view in snapshot.workers.items():
@@ -85,6 +87,8 @@ def not_ready(snapshot: Snapshot) -> dict[str, str]:
             reasons[name] = f"not heard for {view.age:.0f} s"
         elif view.state.phase != "ready":
             reasons[name] = view.state.phase
+        elif name == "netctl" and APPLIED not in view.state.gauges:
+            reasons[name] = "no plan is applied yet"
     if snapshot.topology is None:
         reasons["topology"] = "there is no plan yet"
     return reasons

@@ -23,6 +23,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GAUGES_MAX = 100
 PEERS_MAX = 5_000
 RECONCILES = "reconciles_total"
+_TAKEN = (RECONCILES, "leader", "nodes", "peers", "problems")
+"""What workers report under names of ours, with the same meaning: served from where it is newest."""
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
 _RESERVED = re.compile(
     r"(errors|reconciles)_total|leader|nodes|peers|ready|build_info|problems"
@@ -82,20 +84,20 @@ def _mesh(snapshot: Snapshot) -> Iterator[Metric]:
     is_ready = _gauge("ready", "1 if every worker runs and the plan is applied.")
     is_ready.add_metric([], not not_ready(snapshot))
     yield is_ready
-    netctl = snapshot.workers.get("netctl")
-    if netctl is not None and netctl.state is not None:
+    counts = [view.state.gauges.get(RECONCILES) for view in snapshot.workers.values() if view.state]
+    if known := [count for count in counts if count is not None]:
         reconciles = _counter(RECONCILES, "Reconciliation attempts.")
-        reconciles.add_metric([], netctl.state.gauges.get(RECONCILES, 0))
+        reconciles.add_metric([], sum(known))
         yield reconciles
     if snapshot.topology is not None:
         yield from _topology(snapshot)
     if snapshot.problems is not None:
-        counts = {"node": 0, "peer": 0}
+        kinds = {"node": 0, "peer": 0}
         for problem in snapshot.problems.values():
-            kind = problem.kind if problem.kind in counts else "other"
-            counts[kind] = counts.get(kind, 0) + 1
+            kind = problem.kind if problem.kind in kinds else "other"
+            kinds[kind] = kinds.get(kind, 0) + 1
         problems = _gauge("problems", "Fields of objects that keep them out of the mesh, or in part.", "kind")
-        for kind, number in counts.items():
+        for kind, number in kinds.items():
             problems.add_metric([kind], number)
         yield problems
 
@@ -148,8 +150,8 @@ def _own_gauges(snapshot: Snapshot) -> Iterator[Metric]:
             continue
         gauges = view.state.gauges
         names = sorted(name for name in gauges if _NAME.fullmatch(name) and not _RESERVED.fullmatch(name))
-        expected = sum(name == RECONCILES for name in gauges)
-        refused.add_metric([worker], len(gauges) - expected - len(names[:GAUGES_MAX]))
+        taken = sum(name in gauges for name in _TAKEN)
+        refused.add_metric([worker], len(gauges) - taken - len(names[:GAUGES_MAX]))
         for name in names[:GAUGES_MAX]:
             if name not in families:
                 make = _counter if name.endswith("_total") else _gauge

@@ -89,7 +89,8 @@ def _place(snapshot: Snapshot) -> str:
         return ""
     role = _badge("lead", "leader") if head.leader else ""
     nodes = sum(len(segment.hostnames) for segment in snapshot.segments)
-    counts = f"{nodes} nodes, {len(snapshot.segments)} segments, {len(snapshot.peers)} peers"
+    numbers = ((nodes, "node"), (len(snapshot.segments), "segment"), (len(snapshot.peers), "peer"))
+    counts = ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers)
     return f"{role}<span>{escape(head.location)}</span><span>{counts}</span>"
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from kilo.model.host import HostFacts
 from kilo.model.net import contains, ip_of, is_local, is_private, version_of
 
@@ -54,6 +56,20 @@ def _in_order(facts: HostFacts) -> Iterator[str]:
 def _rank(interface: str) -> tuple[int, str]:
     """IPv4 before IPv6, then by text."""
     return version_of(interface), interface
+
+
+def steady(facts: HostFacts, before: HostFacts | None) -> HostFacts:
+    """Facts in which what is silent now stays as it was before: silence is not news.
+
+    A name server that does not answer, or a default route that is away for a moment, must not give
+    the host another identity. An interface that is gone is gone.
+    """
+    if before is None:
+        return facts
+    names = {link.name for link in facts.links}
+    default = facts.default_link or (before.default_link if before.default_link in names else "")
+    resolved = facts.hostname_ips or before.hostname_ips
+    return msgspec.structs.replace(facts, default_link=default, hostname_ips=resolved)
 
 
 def assigned_here(facts: HostFacts, interface: str) -> bool:

@@ -1,8 +1,8 @@
 """Which of many networks overlap, and whose they are. Pure; used by kilo.mesh.topology.
 
-Networks of one IP version either nest or are disjoint, so a network overlaps another if a wider
-one in the index holds it, which is one look-up for each prefix length, or if a narrower one starts
-inside it, which is a search in sorted order.
+Networks of one IP version either nest or are disjoint, so a network overlaps another if the other
+holds its first address, which is one look-up for each prefix length, or starts inside it, which is
+a search in sorted order.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class NetworkIndex:
 
     def holds(self, version: int, number: int) -> bool:
         """Whether an address lies in any of the networks."""
-        return any(True for _ in self._owners_around(version, number, 0))
+        return any(True for _ in self._owners_around(version, number))
 
     def _owners_in(self, version: int, first: int, last: int) -> Iterator[str]:
-        yield from self._owners_around(version, first, last - first)
+        yield from self._owners_around(version, first)
         if not self._sorted:
             self._order.sort()
             self._sorted = True
@@ -59,8 +59,8 @@ class NetworkIndex:
                 return
             yield from self._owners[(version, at[2])][at[1]]
 
-    def _owners_around(self, version: int, number: int, span: int) -> Iterator[str]:
-        """Of the networks that hold ``number`` and are at least ``span`` + 1 addresses wide."""
+    def _owners_around(self, version: int, number: int) -> Iterator[str]:
+        """Of the networks that hold ``number``."""
         for (of_version, width), table in self._owners.items():
-            if of_version == version and width >= span and (found := table.get(number & ~width)):
+            if of_version == version and (found := table.get(number & ~width)):
                 yield from found

@@ -13,6 +13,7 @@ import msgspec
 
 from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WIREGUARD, Change
 from kilo.config import Config
+from kilo.mesh.addresses import steady
 from kilo.mesh.planner import Inputs, Planned, learnt_of, plan
 from kilo.mesh.topology import CannotPlan
 from kilo.model.host import HostFacts, WireGuardPeerState
@@ -61,6 +62,7 @@ class MeshWorker:
         self._conflicts: set[str] = set()
         self._followed: dict[str, UDPAddress | None] = {}
         self._looked = False
+        self._facts: HostFacts | None = None
 
     def start(self) -> None:
         self._cluster = self._context.subscribe(CLUSTER, self._on_cluster)
@@ -148,7 +150,8 @@ class MeshWorker:
             name = self._settings.hostname
             raise CannotPlan(f"the cluster has no node {name}; --hostname names this host's node")
         wireguard = self._wireguard.state if self._wireguard.complete else None
-        return Inputs(local, nodes, peers, self._host.state["host"], wireguard, self._settings)
+        self._facts = steady(self._host.state["host"], self._facts)
+        return Inputs(local, nodes, peers, self._facts, wireguard, self._settings)
 
     def _follow(self, inputs: Inputs) -> None:
         """Remember of whom it matters where WireGuard finds them, and where that is now."""

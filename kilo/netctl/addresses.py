@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from kilo.model.net import ip_of, is_local
+from kilo.model.net import canonical_network, ip_of, is_local, single, version_of
 from kilo.model.plan import Device, Interface, PlanItem, Tunnel
 from kilo.netctl.host import Host, Roles
 from kilo.netctl.netlink.messages import RTM_DELADDR, RTM_NEWADDR, AddressInfo, pack_address
@@ -65,12 +65,40 @@ class Addresses(Objects[AddressInfo]):
         return found
 
     def _put(self, key: str, wanted: AddressInfo, actual: AddressInfo | None) -> list[Request]:
-        return [Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, pack_address(wanted))]
+        """An address that takes another's place does so within one batch, over a stepping stone.
+
+        Added beside the old one it would be its secondary and go with it, and with an interface's
+        last address the kernel takes every route over it; and a route by way of the old address,
+        which is another node's from now on, is refused while it is still here.
+        """
+        put = _add(wanted)
+        old = [] if actual else self._superseded(wanted)
+        if not old:
+            return [put]
+        stone = wanted._replace(interface=single(ip_of(wanted.interface)))
+        return [_add(stone), *map(_delete, old), put, _delete(stone)]
+
+    def _superseded(self, wanted: AddressInfo) -> list[AddressInfo]:
+        """What stands on the same link, in the same IPv4 subnet, and is not wanted."""
+        if version_of(wanted.interface) != 4:
+            return []
+        subnet = canonical_network(wanted.interface)
+        return [
+            address
+            for key, address in self.delta.actual.items()
+            if key not in self.delta.desired
+            and address.link == wanted.link
+            and canonical_network(address.interface) == subnet
+        ]
 
     def _drop(self, key: str, actual: AddressInfo) -> list[Request]:
         """With an address the kernel removes those that came later in its subnet: they are put back."""
-        requests = [Request(RTM_DELADDR, 0, pack_address(actual._replace(protocol=0)))]
-        for other, wanted in self.delta.desired.items():
-            if wanted.link == actual.link:
-                requests += self._put(other, wanted, None)
-        return requests
+        return [_delete(actual), *(_add(w) for w in self.delta.desired.values() if w.link == actual.link)]
+
+
+def _add(address: AddressInfo) -> Request:
+    return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, pack_address(address))
+
+
+def _delete(address: AddressInfo) -> Request:
+    return Request(RTM_DELADDR, 0, pack_address(address._replace(protocol=0)))

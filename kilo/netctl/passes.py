@@ -51,6 +51,8 @@ class Passes:
         self._upserts: dict[str, PlanItem] = {}
         self._removals: set[str] = set()
         self._failed = False
+        self._open: set[str] = set()
+        """Objects whose last outcome was an error, whether or not this pass tried them again."""
         self._settled = False
         """There was a pass after which all was as planned: from then on a drift is one."""
         self._changed: list[Outcome] = []
@@ -136,16 +138,18 @@ class Passes:
     def _take(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             if outcome.error:
-                self._failed = True
+                self._open.add(outcome.key)
                 told = self._report.failing.get(outcome.key)
                 if not (outcome.waits and told and told.message == outcome.error):
                     self._report.fail(outcome.key, outcome.error)
                 continue
+            self._open.discard(outcome.key)
             self._report.mend(outcome.key)
             self._changed.append(outcome)
 
     def _end(self) -> None:
         self._running = False
+        self._failed = self._failed or bool(self._open)
         repaired = [outcome.key for outcome in self._changed if outcome.repair and self._settled]
         if repaired:
             self.repairs += len(repaired)

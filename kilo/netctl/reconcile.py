@@ -119,13 +119,14 @@ class Delta(Generic[K, V]):
             self.actual.pop(key, None)
         else:
             self.actual[key] = value
-        self._check(key, drift=False)
+        self._check(key, drift=None)
 
     def check(self, key: K) -> None:
         """Compare ``key`` again: for when something that ``same`` looks at beside the values has moved."""
         self._check(key, drift=True)
 
-    def _check(self, key: K, drift: bool) -> None:
+    def _check(self, key: K, drift: bool | None) -> None:
+        """Compare; ``drift``: which side has moved, the actual or the desired one, or None for neither."""
         wanted, actual = self.desired.get(key), self.actual.get(key)
         if wanted is None or actual is None:
             equal = wanted is actual
@@ -137,9 +138,9 @@ class Delta(Generic[K, V]):
         else:
             fresh = key not in self.pending
             self.pending[key] = None
-            if not drift:
+            if drift is False:
                 self.drifted.discard(key)
-            elif fresh:
+            elif drift and fresh:
                 self.drifted.add(key)
 
     def changes(self) -> Iterator[tuple[K, V, V | None]]:

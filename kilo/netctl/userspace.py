@@ -19,7 +19,7 @@ from kilo.netctl.wireguard.uapi import answers, socket_path
 
 PROGRAM = "wireguard-go"
 _TUN = "/dev/net/tun"
-_MESSAGE = 2000
+_MESSAGE = 8000
 
 
 class Launcher:
@@ -56,8 +56,8 @@ class Launcher:
             self._process = subprocess.Popen(
                 [program, self._interface],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd="/",
                 env={"PATH": os.environ.get("PATH", os.defpath)},
@@ -78,17 +78,17 @@ class Launcher:
         self._loop.remove_reader(watch)
         os.close(watch)
         process, self._process = self._process, None
-        if process is None or process.stderr is None:
+        if process is None or process.stdout is None:
             return
         status = process.wait()
-        os.set_blocking(process.stderr.fileno(), False)
-        said = (process.stderr.read(_MESSAGE) or b"").decode(errors="replace").strip()
-        process.stderr.close()
+        os.set_blocking(process.stdout.fileno(), False)
+        said = (process.stdout.read(_MESSAGE) or b"").decode(errors="replace")
+        process.stdout.close()
         if status == 0:
             self._on_end("")
         else:
-            last = said.splitlines()[-1] if said else "no message"
-            self._on_end(f"{PROGRAM} ended with status {status}: {last}")
+            plain = [line for line in said.splitlines() if line.isascii() and line.strip()]
+            self._on_end(f"{PROGRAM} ended with status {status}: {plain[-1] if plain else 'no message'}")
 
 
 def end(interface: str) -> None:

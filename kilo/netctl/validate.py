@@ -140,13 +140,9 @@ def _check_rule(rule: Rule) -> None:
 
 
 def _check_peer(peer: PlannedPeer) -> None:
-    if canonical_key(peer.public_key) != peer.public_key or peer.public_key == ZERO:
-        raise Refused("its public key is not a key")
+    _check_key("public key", peer.public_key)
     if peer.preshared_key is not None:
-        try:
-            canonical_key(peer.preshared_key.value)
-        except ProtocolError as e:
-            raise Refused(f"its preshared key is {e}") from e
+        _check_key("preshared key", peer.preshared_key.value)
     if len(peer.allowed_ips) > MOST_ALLOWED_IPS:
         raise Refused(f"it has {len(peer.allowed_ips)} allowed IPs")
     for network in peer.allowed_ips:
@@ -160,6 +156,16 @@ def _check_peer(peer: PlannedPeer) -> None:
         address = parse_ip(peer.endpoint_ip)
         if address.is_unspecified or address.is_multicast:
             raise Refused(f"endpoint {peer.endpoint_ip} is nobody's address")
+
+
+def _check_key(field: str, text: str) -> None:
+    """Never quotes the text, which may be a secret."""
+    try:
+        usual = canonical_key(text)
+    except ProtocolError as e:
+        raise Refused(f"its {field} is {e}") from e
+    if usual != text or text == ZERO:
+        raise Refused(f"its {field} is not a key")
 
 
 def _check_interface(interface: Interface, subnet: str) -> None:

@@ -128,7 +128,7 @@ class Announcer:
         self._overwritten = [t for t in self._overwritten if now - t < FIGHT_WINDOW] + [now]
         if len(self._overwritten) >= FIGHT_LIMIT:
             self._fighting = True
-            self._emit(Overwritten(tuple(sorted(lost))))
+            self._emit(Overwritten(tuple(sorted(name.removeprefix(PREFIX) for name in lost))))
 
     def _patch(self, announcement: Announcement) -> dict[str, str]:
         """What differs, and a check-in."""
@@ -157,7 +157,11 @@ class Announcer:
                     self._wake.wait(None if due is None else due - now)
             if self._stop.is_set():
                 break
-            self._persist()
+            try:
+                self._persist()
+            except Exception as e:  # noqa: BLE001 - the thread's main loop
+                self._emit(PatchFailed(ApiError(f"cannot {self._what}: {type(e).__name__}: {e}")))
+                self._stop.wait(CHECK_IN_EVERY / 2)
         if self._unremoved:
             self._clean_up()
 

@@ -172,6 +172,11 @@ class Reader(Generic[T]):
                 self._relists += 1
                 if self._relists > 1:  # again, and no watch has held in between
                     self._stop.wait(random.uniform(0.5, 1) * min(2.0**self._relists, LONGEST_PAUSE))  # noqa: S311
+            except Exception as e:  # noqa: BLE001 - the thread's main loop
+                message = f"cannot read {self._resource.plural}: {type(e).__name__}: {e}"
+                self._emit(Failed(ApiError(message)))
+                self._version = ""
+                self._stop.wait(LONGEST_PAUSE)
 
     def _report(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -247,8 +252,12 @@ class Reader(Generic[T]):
                 raise ApiError(f"cannot watch {self._resource.plural}: the server ends every watch at once")
             self._failures = self._relists = 0
         except ApiError as e:
-            if self._version != before or time.monotonic() - started >= HEALTHY:
+            held = self._version != before or time.monotonic() - started >= HEALTHY
+            if held:
                 self._failures = self._relists = 0
+            if held and not e.status:  # connections break; whether the API is away, the next one shows
+                self._stop.wait(random.uniform(0, 2 * FIRST_PAUSE))  # noqa: S311
+                return
             if e.status == 410 or (e.status == 404 and self._resource.definition):
                 raise _Expired from e
             self._failures += 1

@@ -48,6 +48,11 @@ class FieldProblem(NamedTuple):
     field: str
     reason: str
 
+    @property
+    def place(self) -> str:
+        """Where to look: the annotation in full, or the path of the field."""
+        return self.field if self.field.startswith("spec.") else f"annotation {PREFIX}{self.field}"
+
 
 @dataclass(frozen=True)
 class NodeReading:

@@ -117,7 +117,7 @@ class WatcherWorker:
                 self._liveness.lost(READING)
                 self._failed("nodes", event)
             case Listing():
-                self._states["nodes"] = "listing"
+                self._listing("nodes")
 
     def _on_node(self, item: NodeObject | MalformedObject | str, now: float, wall: float) -> bool:
         """Whether the roster changed."""
@@ -164,8 +164,8 @@ class WatcherWorker:
                 self._no_definition = True
             case Failed():
                 self._failed("peers", event)
-            case Listing() if not self._no_definition:
-                self._states["peers"] = "listing"
+            case Listing():
+                self._listing("peers")
 
     def _on_peer(self, item: PeerObject | MalformedObject | str, wall: float) -> None:
         if isinstance(item, PeerObject):
@@ -189,6 +189,10 @@ class WatcherWorker:
         if changed:
             self._listed.add(resource)
             self._flush_soon()
+
+    def _listing(self, resource: str) -> None:
+        if self._states[resource] in ("starting", "watching"):
+            self._states[resource] = "listing"
 
     def _failed(self, resource: str, event: Failed) -> None:
         self._report.fail(f"api {resource}", str(event.error), "api")

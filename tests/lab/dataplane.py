@@ -124,15 +124,14 @@ class Snapshot:
         return found
 
 
+_RULES = "grep -v -e '^#' -e '^[*]' -e '^COMMIT' -e '^:[A-Z]* [A-Z]'"
+"""Keeps rules and chains that are not built in."""
 _COMMANDS = {
     "wireguard": "wg show",
     "links": "ip -o -d link show type wireguard; ip -br addr",
     "routes": "ip route show table all type unicast; ip -6 route show table all type unicast proto static",
     "rules": "ip rule; ip -6 rule",
-    "firewall": (
-        "iptables-legacy-save | grep -v -e '^#' -e '^:[A-Z]* [A-Z]'; "
-        "ip6tables-legacy-save | grep -v -e '^#' -e '^:[A-Z]* [A-Z]' | sed 's/^/ip6: /'"
-    ),
+    "firewall": f"iptables-legacy-save | {_RULES}; ip6tables-legacy-save | {_RULES} | sed 's/^/ip6: /'",
     "sets": "ipset save | sort",
     "nftables": "nft list ruleset 2>/dev/null",
     "conflist": f"cat {CONFLIST} 2>/dev/null",
@@ -148,6 +147,6 @@ def snapshot(host: Host) -> Snapshot:
         if line.startswith("%%% "):
             name = line[4:]
             parts[name] = ""
-        elif line.strip() not in ("COMMIT", "*nat", "*filter", "*mangle", "*raw"):
+        else:
             parts[name] += line + "\n"
     return Snapshot(parts)

@@ -3,7 +3,7 @@
 The messages are packed here: pyroute2's IPSet needs 180 µs for each member and takes one at a time,
 where one message of ours carries a thousand. All sets called kilo-…-v4 and kilo-…-v6 are ours.
 Source of the format: linux/netfilter/ipset/ip_set.h. Works on the network namespace of the calling
-thread. Called by kilo.netctl.firewall.legacy.
+thread. Called by legacy and sets of kilo.netctl.firewall.
 """
 
 from __future__ import annotations

@@ -50,13 +50,13 @@ class LegacyBackend:
         self._attempts = Attempts(clock)
         self._sets = Sets(log, new_ipset)
         self._tables = Tables(log)
-        self._compared = False
+        self._to_do = {"apply", "prune"}
 
     def settled(self) -> bool:
-        return self._compared and not self._attempts.failing
+        return not self._to_do and not self._attempts.failing
 
     def load(self) -> None:
-        self._compared = False
+        self._to_do = {"apply", "prune"}
         self._versions = (4, 6) if xtables.has_family(6) else (4,)
         self._sets.load()
         self._tables.load(self._versions)
@@ -69,6 +69,7 @@ class LegacyBackend:
         for version in self._versions:
             for table in TABLES:
                 self._put_right(version, table, desired)
+        self._to_do.discard("apply")
         return self._attempts.take()
 
     def prune(self, desired: Desired) -> list[Outcome]:
@@ -80,7 +81,7 @@ class LegacyBackend:
                 repair = "policy" not in desired.moved
                 self._attempts.make(f"{name}/surplus", True, repair, partial(self._sets.destroy, name))
         self._attempts.end()
-        self._compared = True
+        self._to_do.discard("prune")
         return self._attempts.take()
 
     def clean_up(self) -> list[Outcome]:

@@ -1,7 +1,7 @@
 """The lock that iptables-legacy takes while it changes a table: two writers would undo each other.
 
 The kernel itself refuses a write only when the number of rules has changed since they were read.
-Called by kilo.netctl.firewall.xtables.
+Called by kilo.netctl.firewall.tables.
 """
 
 from __future__ import annotations

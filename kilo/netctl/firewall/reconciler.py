@@ -29,10 +29,11 @@ class Firewall:
     def __init__(self, config: Config, log: Logger, backend: Backend | None = None) -> None:
         self._desired = Desired()
         self._planned = False
+        self._applied = False
         self._backend = backend or LegacyBackend(log)
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
-        self._planned = True
+        self._planned, self._applied = True, False
         desired = self._desired
         for key in removals:
             kind, _, rest = key.partition("/")
@@ -54,13 +55,14 @@ class Firewall:
     def apply(self) -> list[Outcome]:
         if self._is_done():
             return []
+        self._applied = True
         return self._backend.apply(self._desired)
 
     def prune(self) -> list[Outcome]:
         if self._is_done():
             return []
         outcomes = self._backend.prune(self._desired)
-        if self._backend.settled():
+        if self._applied and self._backend.settled():
             self._desired.moved.clear()
         return outcomes
 

@@ -3,7 +3,8 @@
 Reading asks for the raw table (IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES), since a libiptc handle of the
 whole table costs far more and is needed for writing alone. Writing goes through python-iptables,
 which is imported at the first write. libiptc carries the rules and counters of others over as they
-are. Both work on the network namespace of the calling thread. Called by kilo.netctl.firewall.tables and sets.
+are. Both work on the network namespace of the calling thread.
+Called by legacy, sets and tables of kilo.netctl.firewall.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
+from kilo.errors import TemporaryError
 from kilo.model.keys import PresharedKey
 from kilo.model.net import parse_interface
 from kilo.netctl.key import PrivateKey
@@ -61,7 +62,11 @@ class Kernel:
     def __init__(self, interface: str) -> None:
         self._name = text(_DEVICE_IFNAME, interface)
         self._netlink = Netlink(NETLINK_GENERIC)
-        self._family = generic.family(self._netlink, _FAMILY)
+        try:
+            self._family = generic.family(self._netlink, _FAMILY)
+        except TemporaryError:
+            self._netlink.close()
+            raise
 
     def read(self) -> DeviceState:
         state = DeviceState()

@@ -202,4 +202,6 @@ def _hex(key: str) -> str:
 
 @lru_cache(1 << 14)
 def _base64(key: str) -> str:
+    if len(key) != 64 or not key.isalnum():
+        raise ValueError("a key is not 64 hexadecimal digits")
     return base64.b64encode(bytes.fromhex(key)).decode()

@@ -67,9 +67,15 @@ def state(worker: str, **values: Any) -> WorkerState:
     )
 
 
+def netctl(**gauges: float) -> WorkerState:
+    """netctl, with a plan applied."""
+    return state("netctl", gauges={"applied_generation": 3.0, **gauges})
+
+
 def views(**special: WorkerView) -> dict[str, WorkerView]:
     """All workers ready and just heard, but for ``special``."""
-    return {name: WorkerView(name, state(name), 0.4) for name in WORKERS} | special
+    well = {name: WorkerView(name, state(name), 0.4) for name in WORKERS}
+    return well | {"netctl": WorkerView("netctl", netctl(), 0.4)} | special
 
 
 def snapshot(**values: Any) -> Snapshot:

@@ -70,10 +70,9 @@ def test_what_is_kept_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_not_installed(tmp_path: Path) -> None:
     artist = Artist(str(tmp_path / "none"))
     assert not artist.installed
-    with pytest.raises(NotInstalled, match="graphviz.*format=dot"):
+    with pytest.raises(NotInstalled, match=r"graphviz.*format=dot"):
         artist.draw(SVG, lambda: GRAPH)
-    program(tmp_path / "none", "cat")
-    assert artist.installed
+    assert Artist(program(tmp_path / "none", "cat")).installed
     assert artist.draw(SVG, lambda: GRAPH) == GRAPH.encode()
 
 
@@ -82,7 +81,7 @@ def test_too_slow_is_killed_with_its_children_and_not_tried_again(tmp_path: Path
     artist = Artist(program(path, "sleep 60 & sleep 60"), time_limit=0.3)
     start = time.monotonic()
     for _ in range(3):
-        with pytest.raises(CannotDraw, match="more than 0.3 s"):
+        with pytest.raises(CannotDraw, match=r"more than 0\.3 s"):
             artist.draw(SVG, lambda: GRAPH)
     assert time.monotonic() - start < 3
     assert ended(path)
@@ -127,7 +126,8 @@ def test_it_runs_at_low_priority_with_a_bare_environment(tmp_path: Path) -> None
         lines = artist.draw(SVG, lambda: GRAPH).decode().splitlines()
     finally:
         del os.environ["KGT_SECRET"]
-    assert lines[:2] == [str(draw.MEMORY_LIMIT >> 10), str(draw.NICE + os.getpriority(os.PRIO_PROCESS, 0))]
+    nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + draw.NICE)
+    assert lines[:2] == [str(draw.MEMORY_LIMIT >> 10), str(nice)]
     names = {line.partition("=")[0] for line in lines[2:]}
     assert {"PATH", "LANG", "SERVER_NAME"} <= names
     assert names <= {"PATH", "LANG", "SERVER_NAME", "PWD", "OLDPWD", "SHLVL", "_"}

@@ -18,6 +18,7 @@ def test_all_well_is_ready() -> None:
         (WorkerView("netctl"), "not heard yet"),
         (WorkerView("netctl", state("netctl"), 5.4), "not heard for 5 s"),
         (WorkerView("netctl", state("netctl", phase="starting"), 0.1), "starting"),
+        (WorkerView("netctl", state("netctl"), 0.1), "no plan is applied yet"),
         (WorkerView("netctl", state("netctl", phase="stopping"), 0.1), "stopping"),
     ],
 )

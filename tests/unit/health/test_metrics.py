@@ -34,8 +34,8 @@ def values(family: Metric) -> dict[tuple[str, ...], float]:
     ],
 )
 def test_the_go_agents_metrics(line: str, kind: str) -> None:
-    netctl = WorkerView("netctl", state("netctl", gauges={"reconciles_total": 7.0}), 0.1)
-    lines = render(snapshot(workers=views(netctl=netctl), errors={"apply": 3})).decode().splitlines()
+    mesh = WorkerView("mesh", state("mesh", gauges={"reconciles_total": 7.0, "nodes": 9.0}), 0.1)
+    lines = render(snapshot(workers=views(mesh=mesh), errors={"apply": 3})).decode().splitlines()
     assert line in lines
     name = line.partition(" ")[0].partition("{")[0]
     assert f"# TYPE {name} {kind}" in lines
@@ -112,6 +112,13 @@ def test_the_number_of_peers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(values(families(snapshot())["kilo_peer_sent_bytes"])) == 1
 
 
+def test_what_workers_say_under_the_same_names_is_no_second_series() -> None:
+    found = gauges(mesh={"leader": 0.0, "nodes": 7.0, "peers": 7.0}, watcher={"problems": 7.0})
+    assert values(found["kilo_nodes"]) == {(): 3}
+    assert values(found["kilo_problems"]) == {("node",): 0, ("peer",): 0}
+    assert set(values(found["kilo_gauges_refused"]).values()) == {0}
+
+
 def gauges(**workers: Mapping[str, float]) -> dict[str, Metric]:
     special = {name: WorkerView(name, state(name, gauges=given), 0.1) for name, given in workers.items()}
     return families(snapshot(workers=views(**special)))
@@ -127,8 +134,8 @@ def test_gauges_of_workers_carry_their_name_and_counters_are_counters() -> None:
 def test_hostile_names_are_refused_and_counted() -> None:
     hostile = {
         'x{a="1"} 1\nkilo_leader': 1.0,
-        "leader": 9.0,
-        "nodes": 9.0,
+        "ready": 9.0,
+        "build_info": 9.0,
         "errors_total": 9.0,
         "process_open_fds": 9.0,
         "worker_up": 9.0,
@@ -143,8 +150,8 @@ def test_hostile_names_are_refused_and_counted() -> None:
     found = gauges(mesh=hostile)
     assert values(found["kilo_gauges_refused"])[("mesh",)] == len(hostile) - 1
     assert list(values(found["kilo_fine"])) == [("mesh",)]
-    assert values(found["kilo_leader"]) == {(): 1}
-    assert values(found["kilo_nodes"]) == {(): 3}
+    assert values(found["kilo_ready"]) == {(): 1}
+    assert len(values(found["kilo_build_info"])) == 1
     assert values(found["kilo_worker_up"])[("mesh",)] == 1
     assert len(values(found["kilo_peer_sent_bytes"])) == len(wireguard())
 

@@ -60,7 +60,7 @@ def sections(**values: Any) -> dict[str, str]:
 
 def test_a_node_where_all_is_well() -> None:
     page = sections()
-    assert "ready leader location:a 3 nodes, 2 segments, 1 peers" in page[""]
+    assert "ready leader location:a 3 nodes, 2 segments, 1 peer " in page[""]
     assert page["What does not work"].strip() == "Nothing."
     assert "netctl ready 0 s ago 1 h 1 min 4242 1.5 s 20.0 MiB 12" in page["Workers"]
     assert "location:b b 2 10.4.0.2 203.0.113.2:51820" in page["Segments"]

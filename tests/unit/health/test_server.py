@@ -117,7 +117,7 @@ def test_an_error_costs_its_request_and_is_reported(serving: Serving) -> None:
 def test_many_slow_clients_delay_nobody_and_are_dropped(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "READ_LIMIT", 1.0)
+    monkeypatch.setattr(server, "READ_LIMIT", 3.0)
     slow = [socket.create_connection(serving.address) for _ in range(150)]
     try:
         for sock in slow:
@@ -125,8 +125,8 @@ def test_many_slow_clients_delay_nobody_and_are_dropped(
         start = time.monotonic()
         for _ in range(20):
             assert fetch(serving.address, "/now").status == 200
-        assert time.monotonic() - start < 1
-        for _ in range(8):  # a byte now and then does not buy time
+        assert time.monotonic() - start < 2.5
+        for _ in range(18):  # a byte now and then does not buy time
             time.sleep(0.2)
             for sock in slow[:5]:
                 try:
@@ -211,7 +211,7 @@ def test_nothing_runs_at_rest(serving: Serving) -> None:
 def test_one_address(host: str) -> None:
     with listening_socket(host, 0) as sock:
         assert sock.getsockname()[0] == host
-        with pytest.raises(OSError):  # noqa: PT011 - refused, or no such family
+        with pytest.raises(OSError):
             socket.create_connection(("127.0.0.2", sock.getsockname()[1]), timeout=1)
 
 

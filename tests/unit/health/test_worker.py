@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,7 +18,7 @@ from kilo.bus import HOST, PROBLEMS, TOPOLOGY, WIREGUARD, state_of
 from kilo.config import Config
 from kilo.health.worker import HealthWorker
 from kilo.model.host import Failure, HostFacts
-from kilo.model.topology import TopologyItem
+from kilo.model.topology import TopologyHead, TopologyItem
 from tests.feeding import Bus, Running, eventually, running
 from tests.unit.health.client import Address, Answer, fetch
 from tests.unit.health.samples import key, problem, segment, state, topology, wireguard
@@ -39,10 +40,9 @@ class Health:
     def beat(self, *workers: str, **values: Any) -> None:
         """A heartbeat of each of ``workers`` (default: all)."""
         self._beat += 1
+        always = {"beat": self._beat, "gauges": {"applied_generation": 1.0}}
         for name in workers or OTHERS:
-            self.bus.put(
-                state_of(name), state=state(name, **{"beat": self._beat, "started": time.time(), **values})
-            )
+            self.bus.put(state_of(name), state=state(name, **always | values))
 
     def feed(self, items: dict[str, TopologyItem] | None = None) -> None:
         """A mesh where all is well."""
@@ -184,7 +184,8 @@ def test_a_changed_topology_is_drawn_anew(health: Health) -> None:
 
 
 def test_a_mesh_too_large_to_draw_is_said_to_be(health: Health) -> None:
-    health.feed({f"segment/{i}": segment(f"n{i}", i) for i in range(500)})
+    segments = {f"segment/{i}": segment(f"n{i}", i) for i in range(500)}
+    health.feed({**segments, "head": TopologyHead("n0", "location:n0", True, "10.4.0.0/16")})
     eventually(lambda: b"500 nodes" in health.get("/").body)
     assert b"<img" not in health.get("/").body
     answer = health.get("/graph")
@@ -203,8 +204,6 @@ def test_the_page(health: Health) -> None:
 
 
 def test_a_segment_whose_parts_do_not_fit_is_left_out_by_name(health: Health) -> None:
-    import msgspec
-
     broken = msgspec.structs.replace(segment("c", 3), leader=5)
     health.feed({**topology(), "segment/location:c": broken})
     eventually(lambda: health.metric("kilo_nodes") == 3)

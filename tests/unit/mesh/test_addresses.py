@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, underlay_mtu
+from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, steady, underlay_mtu
 from kilo.model.host import HostFacts, Link
 
 
@@ -38,6 +40,7 @@ LOOPBACK = ("127.0.0.1/8", "::1/128")
         (host(eth0=(), eth1=("192.168.1.1/24",)), "192.168.1.1/24", "192.168.1.1/24"),
         # IPv4 first, then by text
         (host(eth0=("fd00::1/64", "192.168.0.1/24")), "192.168.0.1/24", "192.168.0.1/24"),
+        (host(eth0=("2001:db8::1/64", "203.0.113.1/24")), "", "203.0.113.1/24"),
         (host(eth0=("2001:db8::1/64", "10.0.0.2/24")), "10.0.0.2/24", "2001:db8::1/64"),
         (host(eth0=("10.0.0.2/24", "10.0.0.10/24")), "10.0.0.10/24", "10.0.0.10/24"),
         # what identifies nobody
@@ -84,3 +87,16 @@ def test_the_underlay_is_the_default_routes_interface() -> None:
     facts = HostFacts("k", links=(Link("a", 1, 9000), Link("b", 2, 1400)), default_link="b")
     assert underlay_mtu(facts) == 1400
     assert underlay_mtu(HostFacts("k")) == 0
+
+
+def test_silence_gives_a_host_no_other_identity() -> None:
+    links: Any = {"eth0": ("10.0.0.9/24",), "eth1": ("10.0.0.5/24",), "docker0": ("10.0.0.1/24",)}
+    before = host(("10.0.0.5",), **links)
+    silent = host(default="", **links)
+    assert detect(silent).private == "10.0.0.1/24"
+    assert detect(steady(silent, before)).private == "10.0.0.5/24"
+    assert detect(steady(silent, host(**links))).private == "10.0.0.9/24"
+    assert steady(silent, None) == silent
+    moved = host(("10.0.0.9",), default="eth1", **links)
+    assert steady(moved, before) == moved, "what is said counts"
+    assert steady(host(default="", eth1=("10.0.0.5/24",)), before).default_link == "", "eth0 is gone"

@@ -23,6 +23,13 @@ def test_overlaps_as_if_compared_one_by_one(
     assert index.overlaps(network, besides) == expected
 
 
+def test_the_last_address_counts() -> None:
+    index = NetworkIndex()
+    index.add("10.0.0.255/32")
+    assert index.overlaps("10.0.0.0/24")
+    assert not index.overlaps("10.0.0.0/25")
+
+
 @given(entries, st.integers(10 << 24, (10 << 24) + 64))
 def test_holds_as_if_compared_one_by_one(entries: list[tuple[str, str]], number: int) -> None:
     index = NetworkIndex()

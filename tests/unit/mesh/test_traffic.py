@@ -113,7 +113,7 @@ def test_any_sound_cluster_is_connected(state: State, flags: dict[str, str]) -> 
 
 def test_a_cloned_key_costs_only_the_clone() -> None:
     """A second node with the key of the first is left out by the others, who still reach the rest."""
-    state = ([node("n1", "x"), node("n2", "y"), node("n3", "z", key=key("n2"))], [])
+    state: State = ([node("n1", "x"), node("n2", "y"), node("n3", "z", key=key("n2"))], [])
     plan = World((state[0][:2], [])).plans["n1"]
     cloned = World(state).plans["n1"]
     assert cloned.items[f"peer/{key('n2')}"] == plan.items[f"peer/{key('n2')}"]

@@ -14,8 +14,9 @@ import os
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from kilo.config import Config
@@ -29,6 +30,7 @@ from kilo.netctl.reconcile import Outcome
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
+SO_RCVBUFFORCE = 33
 POD, POD6 = "10.2.0.2", "2001:db8:2::2"
 HOST, HOST6 = "198.51.100.1", "2001:db8:1::1"
 OUTSIDE = "198.51.100.2"
@@ -85,8 +87,12 @@ class Namespace:
         with open(f"/run/netns/{self.name}") as f:
             assert _libc.setns(f.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
 
+    def start(self, function: Callable[[], T]) -> Future[T]:
+        """Have the thread inside run ``function``."""
+        return self._thread.submit(function)
+
     def call(self, function: Callable[[], T]) -> T:
-        return self._thread.submit(function).result()
+        return self.start(function).result()
 
     def run(self, *command: str, text: str = "") -> str:
         """The standard output of a program that runs inside. Raises CalledProcessError."""
@@ -171,6 +177,11 @@ class Agent:
     def step(self) -> list[Outcome]:
         return self._host.call(lambda: self._firewall.apply() + self._firewall.prune())
 
+    def prune_after_a_look(self) -> list[Outcome]:
+        """What the worker does when it is told to look again in the middle of a pass."""
+        self._host.call(self._firewall.load)
+        return self._host.call(self._firewall.prune)
+
     def resync(self) -> list[Outcome]:
         """Read the kernel, and do what differs."""
         self._host.call(self._firewall.load)
@@ -254,3 +265,36 @@ def ipip_arrives(
             return inner in listening.recv(256)
         except TimeoutError:
             return False
+
+
+def sources_seen(
+    sender: Namespace, source: str, receiver: Namespace, destination: str, meanwhile: Callable[[], None]
+) -> set[str]:
+    """The source addresses of a stream of UDP packets, each a flow of its own, as they arrive."""
+    port, over = next(_ports), threading.Event()
+
+    def listen() -> socket.socket:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
+        s.bind((destination, port))
+        s.settimeout(BRIEF)
+        return s
+
+    def stream() -> None:
+        while not over.wait(0.0002):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                s.bind((source, 0))
+                s.sendto(b"x", (destination, port))
+
+    found = set()
+    with receiver.call(listen) as listening:
+        streaming = sender.start(stream)
+        try:
+            meanwhile()
+        finally:
+            over.set()
+            streaming.result()
+        with contextlib.suppress(TimeoutError):
+            while True:
+                found.add(str(listening.recvfrom(16)[1][0]))
+    return found

@@ -13,6 +13,7 @@ from kilo.errors import TemporaryError
 from kilo.log import Logger
 from kilo.netctl.firewall import xtables
 from kilo.netctl.firewall.layout import FAMILIES, Entry, addresses
+from kilo.netctl.firewall.lock import XtablesLock
 from kilo.netctl.firewall.rules import Chain
 from kilo.netctl.firewall.tables import Tables
 from kilo.netctl.reconcile import Outcome
@@ -257,6 +258,16 @@ def test_what_somebody_broke_is_repaired_and_called_a_repair(host: Namespace) ->
     assert repaired("ipset", "create", "kilo-stale-v4", "hash:net") == {"kilo-stale-v4/surplus"}
 
 
+def test_what_broke_in_the_middle_of_a_pass_is_repaired_in_the_next(host: Namespace) -> None:
+    agent = Agent(host)
+    agent.plan(ALL, *SAMPLE)
+    whole = ours(host)
+    host.run("iptables-legacy", "-t", "nat", "-F")
+    assert agent.prune_after_a_look() == []
+    assert [outcome.key for outcome in agent.step()] == ["nat-v4"]
+    assert ours(host) == whole
+
+
 def test_rules_that_others_put_before_and_after_ours_stay_there(host: Namespace) -> None:
     agent = Agent(host)
     agent.plan(ALL, *SAMPLE)
@@ -331,6 +342,14 @@ def test_the_lock_of_another_program_is_waited_for_and_then_told(
             ]
         agent.clock.now += 1
         assert {outcome.key for outcome in agent.step() if not outcome.error} == {"nat-v4", "nat-v6"}
+
+
+def test_nobody_else_gets_the_lock_while_we_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.NamedTemporaryFile() as file, open(file.name) as other:
+        monkeypatch.setenv("XTABLES_LOCKFILE", file.name)
+        with XtablesLock(Logger("netctl", "none")).held(), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_lock_out_of_reach_is_logged_once(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:

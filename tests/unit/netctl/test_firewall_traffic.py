@@ -26,6 +26,7 @@ from tests.unit.netctl.firewall_hosts import (
     ipip_arrives,
     policy,
     source_seen,
+    sources_seen,
 )
 
 SAMPLE = entries(
@@ -57,6 +58,17 @@ def test_pod_traffic_is_masqueraded_unless_it_stays_among_what_is_known(wired: H
     assert (seen(wired, KNOWN), seen(wired, KNOWN6)) == (POD, POD6)
     assert not errors(agent.clean_up())
     assert (seen(wired, STRANGER), seen(wired, STRANGER6)) == (POD, POD6)
+
+
+def test_at_no_moment_is_known_traffic_masqueraded(wired: Hosts, agent: Agent) -> None:
+    def come_and_go() -> None:
+        agent.plan(policy(), *SAMPLE)
+        for _ in range(8):
+            agent.clean_up()
+            agent.resync()
+
+    assert sources_seen(wired.pod, POD, wired.outside, KNOWN, come_and_go) == {POD}
+    assert seen(wired, STRANGER) == HOST
 
 
 def test_a_member_more_and_a_member_less(wired: Hosts, agent: Agent) -> None:

@@ -158,8 +158,9 @@ def test_a_page_that_went_stale_makes_the_list_be_read_at_once(
 
 
 def test_a_dropped_connection_is_resumed_and_nothing_is_listed_again(
-    start: Start, admin: Admin, standin: Standin
+    start: Start, admin: Admin, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "HEALTHY", 0.0)
     admin.create_node("a")
     following = start()
     for number in range(3):
@@ -169,6 +170,7 @@ def test_a_dropped_connection_is_resumed_and_nothing_is_listed_again(
         following.knows("a", *(f"b{i}" for i in range(number + 1)))
     assert lists(standin) == 1
     assert watches(standin) == 4
+    assert not following.failures(), "connections break; that is no failure of the API"
 
 
 def test_a_watch_that_the_server_ends_is_begun_again_where_it_was(

@@ -123,7 +123,8 @@ def test_nothing_was_discovered() -> None:
             '{"k":{"IP":"fe80::1%e"}}',
         ),
         *('{"k":{"Port":1.0}}', '{"k":{"Port":1e3}}', '{"k":{"Port":"1"}}', '{"k":{"Port":true}}'),
-        *('{"k":{"Zone":1}}', f'{{"k":{{"Port":{1 << 63}}}}}', "[" * 100000, '{"k":{"IP":"01.2.3.4"}}'),
+        *('{"k":{"IP":"fe80::1%e"}}', '{"k":{"Zone":1}}', f'{{"k":{{"Port":{1 << 63}}}}}', "[" * 100000),
+        '{"k":{"IP":"01.2.3.4"}}',
     ],
 )
 def test_one_bad_entry_spoils_all(text: str) -> None:

@@ -1,0 +1,194 @@
+"""The order of a pass, and what it does about failures."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+import pytest
+
+from kilo.bus import Loop
+from kilo.errors import TemporaryError
+from kilo.log import Logger
+from kilo.model.plan import PlanItem, Route
+from kilo.netctl import passes
+from kilo.netctl.passes import Passes
+from kilo.netctl.reconcile import Outcome
+from kilo.worker import Reporter
+
+
+class Played:
+    """A reconciler that writes down what is asked of it."""
+
+    more = False
+
+    def __init__(self, name: str, journal: list[str]) -> None:
+        self.name = name
+        self.journal = journal
+        self.outcomes: list[Outcome] = []
+        self.rounds = 0
+        self.broken = ""
+        self.hook: Callable[[], None] = lambda: None
+
+    def _note(self, what: str) -> None:
+        self.journal.append(f"{self.name}.{what}")
+        self.hook()
+        if self.broken == what:
+            raise TemporaryError(f"{what} is broken")
+
+    def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
+        self.journal.append(f"{self.name}.update({','.join(upserts)}-{','.join(removals)})")
+
+    def load(self) -> None:
+        self._note("load")
+
+    def apply(self) -> list[Outcome]:
+        self._note("apply")
+        self.more = self.rounds > 0
+        self.rounds -= 1
+        outcomes, self.outcomes = self.outcomes, []
+        return outcomes
+
+    def prune(self) -> list[Outcome]:
+        self._note("prune")
+        self.more = False
+        return []
+
+    def clean_up(self) -> list[Outcome]:
+        return []
+
+
+class Box:
+    def __init__(self) -> None:
+        self.journal: list[str] = []
+        self.loop = Loop()
+        log = Logger("netctl", "none")
+        self.report = Reporter("netctl", log)
+        self.one, self.two = Played("one", self.journal), Played("two", self.journal)
+        self.passes = Passes(self.loop, self.report, log, [self.one, self.two], early=self.one)
+        self.settled: list[bool] = []
+        self.passes.after = self.settled.append
+
+    def run(self, count: int = 1) -> list[str]:
+        """What was asked until ``count`` more passes have ended."""
+        self.journal.clear()
+        want, end = len(self.settled) + count, time.monotonic() + 5
+        while len(self.settled) < want:
+            assert time.monotonic() < end
+            self.loop.run_for(0.001)
+        return list(self.journal)
+
+    def plan(self, *keys: str, remove: tuple[str, ...] = (), usable: bool = True) -> None:
+        self.passes.plan({key: Route("10.2.1.0/24", "wireguard") for key in keys}, remove, usable)
+
+
+@pytest.fixture
+def box() -> Iterator[Box]:
+    made = Box()
+    with contextlib.closing(made.loop):
+        yield made
+
+
+def test_before_the_plan_only_the_early_one_is_applied(box: Box) -> None:
+    box.passes.request()
+    assert box.run() == ["one.load", "one.apply"]
+    box.plan("a", usable=False)
+    assert box.run() == ["one.apply"], "a plan that cannot be used is kept"
+    box.plan("b")
+    assert box.run()[:2] == ["one.update(a,b-)", "two.update(a,b-)"]
+
+
+def test_all_is_applied_in_order_then_pruned_in_reverse(box: Box) -> None:
+    box.plan("a")
+    assert box.run() == [
+        "one.update(a-)",
+        "two.update(a-)",
+        "one.load",
+        "one.apply",
+        "two.load",
+        "two.apply",
+        "two.prune",
+        "one.prune",
+    ]
+    box.passes.request()
+    assert "one.load" not in box.run(), "what was read is kept up to date by events"
+    box.passes.reread()
+    box.passes.request()
+    assert {"one.load", "two.load"} <= set(box.run())
+
+
+def test_a_plan_that_moves_in_the_middle_waits_for_the_next_pass(box: Box) -> None:
+    box.plan("a", "b")
+
+    def meddle() -> None:
+        box.two.hook = lambda: None
+        box.plan("b", "c", remove=("a",))
+        box.plan("d", remove=("b",))
+
+    box.two.hook = meddle
+    journal = box.run(2)
+    first, second = (i for i, x in enumerate(journal) if x.startswith("one.update"))
+    assert journal[second] in ("one.update(c,d-a,b)", "one.update(c,d-b,a)")
+    assert journal.index("one.prune") < second
+
+
+def test_a_long_step_lets_others_run_in_between(box: Box) -> None:
+    beats = []
+    box.one.rounds = 5
+    box.one.hook = lambda: box.loop.call_soon(lambda: beats.append(len(box.journal)))
+    box.plan("a")
+    assert box.run().count("one.apply") == 6
+    assert len(set(beats)) > 5
+
+
+def test_errors_are_reported_retried_and_mended(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "RETRY", 0.01)
+    box.two.outcomes = [Outcome("route/x", "route/x: no"), Outcome("route/y")]
+    box.plan("a")
+    box.run()
+    assert box.settled == [False]
+    assert box.report.failing["route/x"].message == "route/x: no"
+    box.two.outcomes = [Outcome("route/x")]
+    box.run()
+    assert box.settled == [False, True] and not box.report.failing
+    box.loop.run_for(0.05)
+    assert len(box.settled) == 2, "no pass without a reason"
+
+
+def test_what_waits_is_counted_once(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "RETRY", 0.001)
+    waiting = Outcome("routes: no device", "3 routes: no device", waits=True)
+    box.plan("a")
+    for _ in range(4):
+        box.two.outcomes = [waiting]
+        box.run()
+    assert box.report.errors == {"apply": 1} and box.settled == [False] * 4
+
+
+def test_one_that_breaks_is_read_again_and_stops_nobody(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "RETRY", 0.001)
+    box.plan("a")
+    box.run()
+    box.one.broken = "apply"
+    box.passes.request()
+    assert box.run() == ["one.apply", "two.apply", "two.prune", "one.load", "one.prune"]
+    assert box.report.failing["one"].message == "one: apply is broken"
+    box.one.broken = ""
+    box.run()
+    assert not box.report.failing
+    box.one.broken = "load"
+    box.passes.reread()
+    box.passes.request()
+    assert "one.apply" not in box.run(), "what could not be read is not changed"
+
+
+def test_repairs_count_once_all_had_been_as_planned(box: Box) -> None:
+    box.two.outcomes = [Outcome("stale", repair=True)]
+    box.plan("a")
+    box.run()
+    assert box.passes.repairs == 0, "an earlier run's leftovers are not repairs"
+    box.two.outcomes = [Outcome("x", repair=True), Outcome("y")]
+    box.passes.request()
+    box.run()
+    assert box.passes.repairs == 1
