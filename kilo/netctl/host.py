@@ -59,7 +59,7 @@ class Host:
         """Find the default route's interface: IPv4's before IPv6's, the lowest metric first."""
         for family in FAMILIES:
             best: tuple[int, int] | None = None
-            for message in self._netlink.dump(RTM_GETROUTE, list_routes(family)):
+            for message in self._netlink.dump(RTM_GETROUTE, list_routes(family), optional=True):
                 if route_facts(message)[:2] == (family, 0) and (route := parse_route(message)):
                     metric = route.metric or (1024 if family == socket.AF_INET6 else 0)
                     if route.table == MAIN_TABLE and route.link and (best is None or metric < best[0]):

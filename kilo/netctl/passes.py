@@ -1,6 +1,7 @@
 """A pass: every reconciler in order, so that the kernel comes to match the plan.
 
 First ``apply`` of all, devices before what needs them, then ``prune`` of all, the other way round.
+Where one breaks, what it may still need is not pruned.
 One step runs in each round of the loop, so that heartbeats and events are served in between. The
 plan moves between passes only: what comes in the middle of one waits for the next.
 """
@@ -50,6 +51,7 @@ class Passes:
         self._unread: list[Reconciler] = list(reconcilers)
         self._upserts: dict[str, PlanItem] = {}
         self._removals: set[str] = set()
+        self._taken = False
         self._failed = False
         self._open: set[str] = set()
         """Objects whose last outcome was an error, whether or not this pass tried them again."""
@@ -107,6 +109,9 @@ class Passes:
             return
         upserts, self._upserts = self._upserts, {}
         removals, self._removals = self._removals, set()
+        if self._taken and not upserts and not removals:
+            return
+        self._taken = True
         for reconciler in self._all:
             reconciler.update(upserts, removals)
 
@@ -124,12 +129,18 @@ class Passes:
         except TemporaryError as e:
             self._fail(reconciler.name, e)
             self.reread([reconciler])
-            self._steps.popleft()
+            self._keep_what_is_needed(reconciler)
         else:
             self._report.mend(reconciler.name)
             if not reconciler.more:
                 self._steps.popleft()
         self._loop.call_soon(self._next)
+
+    def _keep_what_is_needed(self, broken: Reconciler) -> None:
+        """Leave out the rest of the broken one's steps, and the pruning of what it may still need."""
+        kept = self._all[: self._all.index(broken) + 1]
+        self._steps.popleft()
+        self._steps = deque(step for step in self._steps if step[0] not in kept or step[1] != step[0].prune)
 
     def _fail(self, key: str, error: Exception) -> None:
         self._failed = True

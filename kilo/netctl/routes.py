@@ -87,7 +87,7 @@ class Routes(Objects[RouteInfo]):
         found: dict[str, RouteInfo] = {}
         for family in FAMILIES:
             for protocol in (PROTOCOL, PROTOCOL_STATIC):
-                for message in self._netlink.dump(RTM_GETROUTE, list_routes(family, protocol)):
+                for message in self._netlink.dump(RTM_GETROUTE, list_routes(family, protocol), optional=True):
                     facts = route_facts(message)
                     if (facts[0], facts[2]) != (family, protocol):
                         continue  # a kernel that cannot filter lists all

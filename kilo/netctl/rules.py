@@ -56,7 +56,7 @@ class Rules(Objects[RuleInfo]):
     def _read(self) -> dict[str, RuleInfo]:
         found: dict[str, RuleInfo] = {}
         for family in FAMILIES:
-            for message in self._netlink.dump(RTM_GETRULE, list_rules(family)):
+            for message in self._netlink.dump(RTM_GETRULE, list_rules(family), optional=True):
                 rule = parse_rule(message)
                 if rule is not None and rule.family == family and is_ours(rule):
                     key = self._key_of(rule)

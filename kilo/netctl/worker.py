@@ -45,6 +45,8 @@ FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 class NetctlWorker:
     """See the module's text."""
 
+    poll_period = POLL
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._config = config = context.config
@@ -99,7 +101,7 @@ class NetctlWorker:
         self._names.ask()
         self._loop.call_later(RESOLVE_PATIENCE, self._on_resolved)
         self._loop.call_every(RESOLVE_AGAIN, self._names.ask)
-        self._loop.call_every(POLL, self._poll)
+        self._loop.call_every(self.poll_period, self._poll)
         self._loop.call_every(self._config.resync_period, self._resync)
         self._check_forwarding()
         passes.request()
@@ -167,6 +169,7 @@ class NetctlWorker:
             self._passes.reread([self._routes])
         elif reconciler is self._peers and self._device_seen is not self._interface.device:
             self._device_seen = self._interface.device
+            self._device_since = time.monotonic()
             self._peers.loaded(self._interface.state.peers)
 
     def _after(self, settled: bool) -> None:
@@ -174,6 +177,7 @@ class NetctlWorker:
         self._report.info["interface"] = self._config.interface
         self._report.info["wireguard"] = device.kind if device else ""
         gauges = self._report.gauges
+        told = gauges.get("applied_generation"), self._report.phase
         gauges["repairs_total"] = self._passes.repairs
         gauges["routes"] = len(self._routes.delta.actual)
         gauges["wireguard_peers"] = len(self._peers.actual)
@@ -182,6 +186,8 @@ class NetctlWorker:
         if device is not None:
             self._report.ready()
         self._publish_facts()
+        if told != (gauges.get("applied_generation"), self._report.phase):
+            self._context.beat()  # whoever waits for this need not wait for the next heartbeat
 
     # What the kernel says.
 
@@ -247,6 +253,8 @@ class NetctlWorker:
         now = time.monotonic()
         if self._device_seen is not device:
             return
+        if now - self._device_since > LASTING:
+            self._interface.lasted()
         state = self._interface.state
         self._states.publish(state.peers, now)
         self._peers.loaded(state.peers)

@@ -131,12 +131,16 @@ class Api:
             return response.data
 
     def stream(self, path: str, query: Mapping[str, str], what: str, silence: float) -> Stream:
-        """An answer to be read as it comes; ``silence`` in s breaks it. Raises ApiError."""
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=silence)
+        """An answer to be read as it comes. Raises ApiError.
+
+        Its head must come as soon as any answer; of its body, ``silence`` seconds without a byte break it.
+        """
         with _translated(what):
-            return Stream(
-                self._request("GET", _target(path, query), what, stream=True, timeout=timeout), what
-            )
+            response = self._request("GET", _target(path, query), what, stream=True)
+            sock = getattr(response.connection, "sock", None)
+            if sock is not None:
+                sock.settimeout(silence)
+            return Stream(response, what)
 
     def patch(self, path: str, patch: Mapping[str, Any], what: str, timeout: float = READ_TIMEOUT) -> bytes:
         """Send a merge patch; the body of the answer. Raises ApiError."""

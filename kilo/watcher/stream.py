@@ -131,6 +131,7 @@ class Reader(Generic[T]):
         self._stop = threading.Event()
         self._stream: Stream | None = None
         self._version = ""
+        self._since = 0.0
         self._failures = 0
         self._relists = 0
         self._had_it = False
@@ -245,19 +246,18 @@ class Reader(Generic[T]):
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(seconds),
         }
-        started, before = time.monotonic(), self._version
+        before, self._since = self._version, float("inf")
         try:
             self._follow(query, seconds + MARGIN)
-            if self._version == before and time.monotonic() - started < HEALTHY:
+            if not self._held(before):
                 raise ApiError(f"cannot watch {self._resource.plural}: the server ends every watch at once")
             self._failures = self._relists = 0
         except ApiError as e:
-            held = self._version != before or time.monotonic() - started >= HEALTHY
-            if held:
+            if self._held(before):
                 self._failures = self._relists = 0
-            if held and not e.status:  # connections break; whether the API is away, the next one shows
-                self._stop.wait(random.uniform(0, 2 * FIRST_PAUSE))  # noqa: S311
-                return
+                if not e.status:  # connections break; whether the API is away, the next one shows
+                    self._stop.wait(random.uniform(0, 2 * FIRST_PAUSE))  # noqa: S311
+                    return
             if e.status == 410 or (e.status == 404 and self._resource.definition):
                 raise _Expired from e
             self._failures += 1
@@ -265,19 +265,34 @@ class Reader(Generic[T]):
                 raise _Expired from e
             raise
 
+    def _held(self, before: str) -> bool:
+        """Whether the watch brought something, or stood for a while."""
+        return self._version != before or time.monotonic() - self._since >= HEALTHY
+
     def _follow(self, query: dict[str, str], silence: float) -> None:
         what = f"watch {self._resource.plural}"
         stream = self._api.stream(self._resource.path, query, what, silence)
+        self._since = time.monotonic()
         self._stream = stream
         try:
             self._emit(Changed([]))
             for lines in stream.batches():
                 if self._stop.is_set():
                     return
-                self._emit(Changed([item for line in lines if line for item in self._event(line, what)]))
+                self._take(lines, what)
         finally:
             self._stream = None
             stream.close()
+
+    def _take(self, lines: list[bytes], what: str) -> None:
+        """Hand over what some lines say, also what comes before one that ends the watch."""
+        items: list[T | MalformedObject | str] = []
+        try:
+            for line in lines:
+                if line:
+                    items += self._event(line, what)
+        finally:
+            self._emit(Changed(items))
 
     def _event(self, line: bytes, what: str) -> list[T | MalformedObject | str]:
         """What one line of a watch says. Raises ApiError for one that ends it."""

@@ -6,13 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.lab import clean
 from tests.lab.agents import MODULE_PATH, REPOSITORY
-from tests.lab.host import HOLDER, wait_until
+from tests.lab.dataplane import parse_dump, parse_uapi, read_uapi
+from tests.lab.host import HOLDER, Host, wait_until
+from tests.lab.simulation import SimulatedNode
 
 pytestmark = pytest.mark.e2e
 
@@ -75,3 +79,31 @@ def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
         process.stdout.close()
         process.wait(20)
     wait_until(lambda: not holders(process.pid), 5, "no host is left")
+    clean.main()
+    assert list(Path(tempfile.gettempdir()).glob(f"{clean.DIRECTORY_PREFIX}{process.pid}-*")) == []
+
+
+def test_both_ways_to_read_wireguard_agree(logs: Path) -> None:
+    node = SimulatedNode(1)
+    host = Host("alone", logs)
+    try:
+        host.start_wireguard_go("kilo0")
+        peer = ["peer", node.key, "endpoint", node.endpoint(), "allowed-ips", ",".join(node.networks)]
+        host.run("wg", "set", "kilo0", *peer, "persistent-keepalive", "7")
+        peers = parse_uapi(read_uapi(host))
+        assert peers == parse_dump(host.run("wg", "show", "kilo0", "dump"))
+    finally:
+        host.close()
+    assert peers[node.key].allowed_ips == set(node.networks)
+    assert (peers[node.key].endpoint, peers[node.key].keepalive) == (node.endpoint(), 7)
+
+
+def test_simulated_nodes_share_nothing() -> None:
+    nodes = [SimulatedNode(number) for number in range(6000)]
+    for values in (
+        [n.pod_cidr for n in nodes],
+        [n.internal_ip for n in nodes],
+        [n.wireguard_ip for n in nodes],
+    ):
+        assert len(set(values)) == len(nodes)
+    assert len({n.endpoint() for n in nodes}) == len({n.key for n in nodes}) == len(nodes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import statistics
 import sys
 import time
@@ -183,6 +184,7 @@ def main() -> int:
     parser.add_argument("flags", nargs="*", help="further flags for the agent, after --")
     options = parser.parse_args()
     check_machine()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     started = time.monotonic()
 
     def note(text: str) -> None:

@@ -141,10 +141,16 @@ class Netlink:
                 if sequence == last:
                     return results
 
-    def dump(self, kind: int, body: bytes) -> list[Message]:
-        """All that the kernel lists for one request. Raises KernelError, TemporaryError."""
+    def dump(self, kind: int, body: bytes, optional: bool = False) -> list[Message]:
+        """All that the kernel lists for one request: nothing, with ``optional``, if it does not know
+        the family asked about. Raises KernelError, TemporaryError."""
         for _ in range(_DUMP_TRIES):
-            messages, consistent = self._ask(kind, _NLM_F_DUMP, body)
+            try:
+                messages, consistent = self._ask(kind, _NLM_F_DUMP, body)
+            except KernelError as e:
+                if optional and e.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
+                    return []
+                raise
             if consistent:
                 return messages
         raise TemporaryError("the kernel's tables change faster than they can be read")

@@ -22,14 +22,21 @@ DeviceSource = Callable[[], Device | None]
 
 
 class Peers:
-    """``device`` gives the device, or None while there is none. ``clock`` in Unix seconds."""
+    """``device`` gives the device, or None while there is none. ``clock`` in Unix seconds, to tell
+    how old a handshake is; ``timer`` in monotonic ones."""
 
     name = "peers"
 
-    def __init__(self, device: DeviceSource, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        device: DeviceSource,
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.more = False
         self._device = device
         self._clock = clock
+        self._timer = timer
         self._claims = Claims()
         self._news: set[str] = set()
         self._roamed: set[str] = set()
@@ -88,12 +95,12 @@ class Peers:
             self.delta.check(key)
 
     def apply(self) -> list[Outcome]:
-        now = self._clock()
+        now, unix = self._timer(), self._clock()
         changes: list[tuple[str, PeerChange]] = []
         for key, wanted, actual in self.delta.changes():
             if isinstance(wanted, Wanted) and self._backoff.due(key, now):
                 state = actual if isinstance(actual, PeerState) else None
-                change = addition(wanted, state, now, key in self._news)
+                change = addition(wanted, state, unix, key in self._news)
                 if change is not None:
                     changes.append((key, change))
                     if len(changes) == CHUNK:
@@ -102,7 +109,7 @@ class Peers:
         return self._run(changes, now) + self._settled() + self._disputes()
 
     def prune(self) -> list[Outcome]:
-        now = self._clock()
+        now = self._timer()
         changes: list[tuple[str, PeerChange]] = []
         for key, wanted, actual in self.delta.changes():
             if isinstance(wanted, Wanted) and isinstance(actual, PeerState) and self._backoff.due(key, now):

@@ -32,6 +32,8 @@ class Host:
     def wire(self, name: str = "eth0", address: str = "10.1.0.10/24") -> None:
         """An interface with an address, wired to one without."""
         ip(f"link add {name} type veth peer name {name}-far")
+        for end in (name, f"{name}-far"):
+            ip(f"link set {end} addrgenmode none")  # a link-local address comes when it likes
         ip(f"link set {name}-far up")
         ip(f"addr add {address} dev {name}")
         ip(f"link set {name} up")

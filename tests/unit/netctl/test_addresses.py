@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +48,23 @@ class Box:
         return [line.split()[1] for line in lines(f"addr show {name}") if line.startswith("inet ")]
 
 
+@contextlib.contextmanager
+def monitored() -> Iterator[list[str]]:
+    """What ``ip monitor route`` says meanwhile; whole once the block has ended."""
+    events: list[str] = []
+    with subprocess.Popen(["ip", "monitor", "route"], stdout=subprocess.PIPE, text=True) as monitor:
+        assert monitor.stdout is not None
+        ip("route add 10.200.0.0/24 dev kilo0")
+        while "10.200.0.0/24" not in (line := monitor.stdout.readline()):
+            ip("route replace 10.200.0.0/24 dev kilo0")
+            assert line
+        yield events
+        ip("route add 10.201.0.0/24 dev kilo0")
+        while "10.201.0.0/24" not in (line := monitor.stdout.readline()):
+            events.append(line)
+        monitor.kill()
+
+
 @pytest.fixture
 def box(host: Host) -> Iterator[Box]:
     with contextlib.closing(Netlink()) as netlink:
@@ -64,18 +82,34 @@ def test_an_address_comes_and_a_node_that_does_not_lead_has_none(box: Box) -> No
     assert box.have() == []
 
 
-def test_the_new_address_stands_before_the_old_one_goes_and_outlives_it(box: Box) -> None:
-    """The kernel deletes the later addresses of a subnet with the first one."""
-    box.run(interface())
+def test_an_address_takes_another_s_place_and_no_route_is_lost(box: Box) -> None:
+    """The kernel deletes the later addresses of a subnet with the first one, and with a link's last
+    address every route over the link; and it refuses routes by way of an address that is its own."""
+    box.run(interface(address="10.4.0.2/16"))
     ip("route add 10.9.0.0/24 dev kilo0 src 10.1.0.10")
-    box.addresses.update({"interface": interface(address="10.4.0.7/16")}, ())
-    box.addresses.resolve()
-    box.addresses.apply()
-    assert box.have() == ["10.4.0.1/16", "10.4.0.7/16"]
-    box.run()
+    ip("route add 10.10.0.0/24 via 10.4.0.1 dev kilo0 onlink proto 171")
+    with monitored() as events:
+        box.addresses.update({"interface": interface(address="10.4.0.7/16")}, ())
+        box.addresses.resolve()
+        assert box.addresses.apply() == [Outcome("address/kilo0/10.4.0.7/16")]
     assert box.have() == ["10.4.0.7/16"]
-    assert "10.4.0.0/16 dev kilo0 proto kernel scope link src 10.4.0.7" in lines("route")
+    assert not [e for e in events if "10.9.0.0/24" in e or "10.10.0.0/24" in e]
+    ip("route add 10.11.0.0/24 via 10.4.0.2 dev kilo0 onlink")
+    routes = lines("route")
+    assert "10.4.0.0/16 dev kilo0 proto kernel scope link src 10.4.0.7" in routes
+    assert "10.9.0.0/24 dev kilo0 scope link src 10.1.0.10" in routes
+    assert "10.10.0.0/24 via 10.4.0.1 dev kilo0 proto 171 onlink" in routes
     assert box.run() == []
+    assert box.have() == ["10.4.0.7/16"]
+
+
+def test_an_address_that_somebody_added_goes_and_takes_nothing_with_it(box: Box) -> None:
+    box.run(interface())
+    ip("addr add 10.4.0.9/16 dev kilo0")
+    ip("route add 10.9.0.0/24 dev kilo0 src 10.1.0.10")
+    box.run()
+    assert box.have() == ["10.4.0.1/16"]
+    assert "10.9.0.0/24 dev kilo0 scope link src 10.1.0.10" in lines("route")
 
 
 def test_addresses_of_another_subnet_or_by_hand_go(box: Box) -> None:

@@ -50,7 +50,8 @@ def heard(host: Host) -> Iterator[Heard]:
 
 
 def test_each_kind_goes_to_who_keeps_it(heard: Heard) -> None:
-    assert heard.after("link set eth0 mtu 1400") == ({"host"}, ["host"])
+    kinds, calls = heard.after("link set eth0 mtu 1400")
+    assert "host" in kinds and "host" in calls
     kinds, calls = heard.after("addr add 10.9.0.1/32 dev eth0")
     assert kinds == {"host", "route"} and sorted(calls) == ["host", "objects"]
     assert heard.after("route add 10.8.0.0/24 dev eth0") == ({"route"}, ["objects"])

@@ -63,6 +63,7 @@ def test_the_kernels_own_words_are_in_the_error(netlink: Netlink) -> None:
 def test_a_question_that_the_kernel_refuses(netlink: Netlink) -> None:
     with pytest.raises(KernelError, match="EOPNOTSUPP"):
         netlink.dump(4000, b"\0" * 16)
+    assert netlink.dump(4000, b"\0" * 16, optional=True) == []
     assert netlink.dump(m.RTM_GETLINK, m.list_links()), "the socket still works"
 
 

@@ -66,7 +66,7 @@ def test_a_device_of_another_kind_is_left_alone(make: Callable[[str], Box]) -> N
     ip("link add tunl0 type veth peer name far")
     box.tunnel.update({"tunnel": Tunnel("ipip", "10.2.0.1/32")}, ())
     (error,) = box.step()
-    assert "tunl0 is of kind veth, not an IPIP tunnel: left alone" in error
+    assert "tunl0 is of the kind veth, no IPIP tunnel: left alone" in error
     assert box.device() == "" and box.netlink.sent == 0
 
 

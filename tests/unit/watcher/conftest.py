@@ -7,24 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from tests.apiserver import CRDS_FILE, ApiServer, Standin, start_apiserver
-from tests.apiserver.real import find_assets
 from tests.apiserver.store import NODES, PEERS
 
-SERVERS = ["standin"] + (["real"] if find_assets() else [])
 
-
-@pytest.fixture(scope="session", params=SERVERS)
-def running_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ApiServer]:
-    server = start_apiserver(tmp_path_factory.mktemp("api"), standin=request.param == "standin")
+@pytest.fixture(scope="session")
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    server = start_apiserver(tmp_path_factory.mktemp("api"))
     yield server
     server.stop()
 
 
 @pytest.fixture
 def server(running_server: ApiServer) -> Iterator[ApiServer]:
-    """An empty server with Peers defined: the stand-in, and then the real one where it is installed."""
+    """An empty server with Peers defined: a real one where it is installed, else the stand-in."""
     yield running_server
     admin = running_server.admin()
     admin.create_crd(CRDS_FILE)

@@ -274,6 +274,15 @@ def test_a_stream_that_says_nothing_breaks_in_time(api: Api, standin: Standin) -
     stream.close()
 
 
+def test_a_stream_whose_head_does_not_come_breaks_as_any_answer(
+    api: Api, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kilo.watcher.client.READ_TIMEOUT", 0.3)
+    standin.pause()
+    with pytest.raises(ApiError, match="timed out"):
+        api.stream(NODES, {"watch": "1"}, "watch nodes", 600)
+
+
 def test_a_stream_can_be_cut_from_another_thread(api: Api, standin: Standin) -> None:
     standin.silence()
     stream = api.stream(NODES, {"watch": "1"}, "watch nodes", 30)

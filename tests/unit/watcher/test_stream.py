@@ -280,6 +280,31 @@ def test_a_watch_can_be_made_to_connect_again(start: Start, admin: Admin, standi
     assert lists(standin) == 1
 
 
+def test_what_comes_before_an_error_in_the_same_breath_counts(
+    start: Start, admin: Admin, standin: Standin
+) -> None:
+    following = start()
+    eventually(lambda: standin.watches() == 1)
+    line = b'{"type":"ADDED","object":{"metadata":{"name":"a","resourceVersion":"1000000"}}}'
+    error = b'{"type":"ERROR","object":{"code":500,"message":"x"}}'
+    with pytest.raises(ApiError, match="500: x"):
+        following.reader._take([line, error], "watch nodes")
+    following.knows("a")
+
+
+def test_a_server_that_hangs_while_the_watch_is_begun_is_a_failure(
+    start: Start, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HEALTHY", 0.1)
+    monkeypatch.setattr("kilo.watcher.client.READ_TIMEOUT", 0.3)
+    following = start()
+    eventually(lambda: standin.watches() == 1)
+    standin.pause()
+    following.reader.reconnect()
+    eventually(following.failures)
+    assert str(following.failures()[0]) == "cannot watch nodes: timed out"
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_failing_server_is_tried_again(start: Start, admin: Admin, standin: Standin, status: int) -> None:
     admin.create_node("a")

@@ -137,7 +137,7 @@ def admin(server: ApiServer) -> Iterator[Admin]:
 
 @pytest.fixture
 def start(make: Start, server: ApiServer) -> Start:
-    """With whichever server; once with the stand-in and once with the real one, where installed."""
+    """With whichever server: a real one where it is installed, else a stand-in."""
     return lambda **options: make(server, **options)
 
 
@@ -340,7 +340,7 @@ def test_the_api_goes_away_and_comes_back(faulty: Start, standin: Standin, edito
     assert "nodes: unreachable since 2" in watcher.state().info["api"]
     peer = {"metadata": {"name": "p"}, "spec": {"publicKey": key(9), "allowedIPs": ["10.5.0.1/32"]}}
     standin.change(lambda s: s.create(kinds.PEERS, peer))
-    time.sleep(2)
+    time.sleep(1)
     assert watcher.cluster.position == position, "silence is not news"
     standin.accept()
     watcher.has(LOCAL, "node/own", "node/n2", "peer/p")
