@@ -27,6 +27,8 @@ MOST_ALLOWED_IPS = 10_000
 _WIDEST = {4: 8, 6: 7}
 """The shortest prefix of a route: all private networks fit, and no two routes make a default route."""
 _NEVER = ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "::1/128", "fe80::/10", "ff00::/8")
+_ACCEPTING = ("forward_accept_from", "forward_accept_to", "ipip_accept_from")
+"""Sets whose members are let through: everybody is nobody to let through."""
 _MTU = (576, 65535)
 
 
@@ -83,7 +85,7 @@ def check(item: PlanItem, subnet: str) -> None:
     elif isinstance(item, PlannedPeer):
         _check_peer(item)
     elif isinstance(item, SetEntry):
-        _check_network("network", item.network, widest=1)
+        _check_network("network", item.network, widest=1 if item.set in _ACCEPTING else 0)
     elif isinstance(item, Rule):
         _check_rule(item)
     elif isinstance(item, Interface):

@@ -29,6 +29,8 @@ from kilo.watcher.official import official
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
+PATCH_TIMEOUT = 10.0
+"""s; with a check-in every 30 s, one that hangs is known to be lost before anybody counts as dead."""
 RELOAD_GAP = 10.0
 READ_SIZE = 1 << 18
 MERGE_PATCH = "application/merge-patch+json"
@@ -142,7 +144,7 @@ class Api:
                 sock.settimeout(silence)
             return Stream(response, what)
 
-    def patch(self, path: str, patch: Mapping[str, Any], what: str, timeout: float = READ_TIMEOUT) -> bytes:
+    def patch(self, path: str, patch: Mapping[str, Any], what: str, timeout: float = PATCH_TIMEOUT) -> bytes:
         """Send a merge patch; the body of the answer. Raises ApiError."""
         limits = urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout)
         with _translated(what):
@@ -252,4 +254,6 @@ def _reason(error: BaseException) -> str:
         deepest = deepest.__cause__ or deepest.__context__
     if isinstance(error, urllib3.exceptions.TimeoutError):
         return "timed out"
+    if isinstance(error, urllib3.exceptions.ProtocolError):
+        return "the connection broke"
     return f"{type(error).__name__}: {error}"

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab import clean
-from tests.lab.agents import MODULE_PATH, REPOSITORY
+from tests.lab.agents import KG, MODULE_PATH, REPOSITORY
+from tests.lab.bench import Bench, Pace
 from tests.lab.dataplane import parse_dump, parse_uapi, read_uapi
 from tests.lab.host import HOLDER, Host, wait_until
 from tests.lab.simulation import SimulatedNode
@@ -96,6 +97,17 @@ def test_both_ways_to_read_wireguard_agree(logs: Path) -> None:
         host.close()
     assert peers[node.key].allowed_ips == set(node.networks)
     assert (peers[node.key].endpoint, peers[node.key].keepalive) == (node.endpoint(), 7)
+
+
+def test_benchmark() -> None:
+    """In short: that it measures what it says, not how fast anything is."""
+    result = Bench(20, 4000, KG, print, Pace(changes=2, settle=1, between=0.1, rest=3)).run([])
+    assert 0 < result["start_seconds"] < 30
+    assert 0 < result["change_seconds"]["median"] <= result["change_seconds"]["max"]
+    minute = result["minute"]
+    assert minute["cpu_seconds"] >= 0
+    assert minute["forks"] == 0 or "forks_unknown" in minute
+    assert result["memory_mb"]["rss"] > result["memory_mb"]["pss"] > result["memory_mb"]["uss"] > 0
 
 
 def test_simulated_nodes_share_nothing() -> None:

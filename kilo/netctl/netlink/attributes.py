@@ -12,7 +12,6 @@ from kilo.errors import ProtocolError
 _ATTRIBUTE = struct.Struct("=HH")
 _NESTED = 0x8000
 _TYPE_MASK = 0x3FFF
-U8 = struct.Struct("=B")
 U16 = struct.Struct("=H")
 U32 = struct.Struct("=I")
 U64 = struct.Struct("=Q")

@@ -7,7 +7,6 @@ allowed IPs than fit is continued in a message of its own. What is read comes in
 from __future__ import annotations
 
 import base64
-import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from kilo.netctl.netlink.attributes import (
     u32,
     walk,
 )
-from kilo.netctl.netlink.socket import NETLINK_GENERIC, KernelError, Netlink, Request
+from kilo.netctl.netlink.socket import NETLINK_GENERIC, Netlink, Request
 from kilo.netctl.wireguard.device import (
     NO_ENDPOINT,
     DeviceState,
@@ -96,20 +95,6 @@ class Kernel:
 
     def close(self) -> None:
         self._netlink.close()
-
-
-def exists() -> bool:
-    """Whether this kernel has WireGuard, loading its module if that is allowed. Raises TemporaryError."""
-    netlink = Netlink(NETLINK_GENERIC)
-    try:
-        generic.family(netlink, _FAMILY)
-    except KernelError as e:
-        if e.errno == errno.ENOENT:
-            return False
-        raise
-    finally:
-        netlink.close()
-    return True
 
 
 def render(changes: Sequence[PeerChange]) -> Iterator[list[bytes]]:

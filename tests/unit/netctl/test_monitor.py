@@ -87,4 +87,4 @@ def test_drain_takes_in_all_that_was_said(heard: Heard, monkeypatch: pytest.Monk
     for n in range(20):
         ip(f"route add 10.8.{n}.0/24 dev eth0")
     heard.monitor.drain()
-    assert heard.kinds == ["route"] * 20
+    assert heard.kinds.count("route") >= 20, "20, and what the kernel does for IPv6 on its own"

@@ -299,6 +299,7 @@ def test_a_server_that_hangs_while_the_watch_is_begun_is_a_failure(
     monkeypatch.setattr("kilo.watcher.client.READ_TIMEOUT", 0.3)
     following = start()
     eventually(lambda: standin.watches() == 1)
+    threading.Event().wait(0.2)
     standin.pause()
     following.reader.reconnect()
     eventually(following.failures)

@@ -49,7 +49,13 @@ def test_an_empty_device_is_told_too_and_no_change_is_not(publisher: Publisher[W
     states = PeerStates(publisher)
     sent: list[int] = []
     flush = publisher.flush
-    publisher.flush = lambda: bool(sent.append(1)) if flush() else False  # type: ignore[method-assign]
+
+    def counted() -> bool:
+        if done := flush():
+            sent.append(1)
+        return done
+
+    publisher.flush = counted  # type: ignore[method-assign]
     states.publish({}, 0)
     assert len(sent) == 1
     states.publish({key(1): IDLE}, 5)
