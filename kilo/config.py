@@ -14,6 +14,7 @@ import msgspec
 from kilo.errors import PermanentError, ProtocolError
 from kilo.log import LEVELS
 from kilo.model.net import canonical_network, parse_ip
+from kilo.model.settings import Settings
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -324,3 +325,22 @@ def load(texts: Mapping[str, Sequence[str]], environment: Mapping[str, str] | No
     if not values.get("hostname"):
         values["hostname"] = socket.gethostname().lower()
     return Config(**values)
+
+
+def settings_of(config: Config) -> Settings:
+    """What of the flags shapes a plan."""
+    return Settings(
+        hostname=config.hostname,
+        mesh_granularity=config.mesh_granularity,
+        subnet=config.subnet,
+        port=config.port,
+        encapsulate=config.encapsulate,
+        compatibility=config.compatibility,
+        local=config.local,
+        cni=config.cni,
+        iptables_forward_rules=config.iptables_forward_rules,
+        service_cidrs=config.service_cidr,
+        internal_cidrs=config.internal_cidr,
+        prioritise_private_addresses=config.prioritise_private_addresses,
+        mtu=config.mtu,
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 from kilo import graph
 from kilo.cli.objectfile import Objects, read_objects
-from kilo.config import FLAGS, Config, Flag, FlagError, load, split, value_of
+from kilo.config import FLAGS, Config, Flag, FlagError, load, settings_of, split, value_of
 from kilo.errors import KiloError, ProtocolError
 from kilo.mesh.describe import PRIVATE, TUNNEL, describe, peer_views
 from kilo.mesh.firewall import SETS, firewall
@@ -221,7 +221,7 @@ def _take_peer(read: PeerReading, cluster: Cluster) -> None:
 
 
 def _plan(cluster: Cluster, request: Request) -> int:
-    settings = _settings(request.config)
+    settings = settings_of(request.config)
     expected: dict[str, Any] = {
         "ready_nodes": sorted(cluster.nodes),
         "ready_peers": sorted(cluster.peers),
@@ -261,22 +261,6 @@ def _why_not(cluster: Cluster, request: Request) -> str:
     if reason.field == "last-seen" and cluster.newest:
         text += f"; --at {cluster.newest} plans for when a node last checked in"
     return text
-
-
-def _settings(config: Config) -> Settings:
-    """What of the flags counts; host facts are not known here, so flags about them do not."""
-    return Settings(
-        hostname=config.hostname,
-        mesh_granularity=config.mesh_granularity,
-        subnet=config.subnet,
-        port=config.port,
-        encapsulate=config.encapsulate,
-        compatibility=config.compatibility,
-        local=config.local,
-        cni=config.cni,
-        iptables_forward_rules=config.iptables_forward_rules,
-        service_cidrs=config.service_cidr,
-    )
 
 
 def _print_wireguard(topology: Topology, settings: Settings, request: Request) -> str:

@@ -12,36 +12,16 @@ import time
 import msgspec
 
 from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WIREGUARD, Change
-from kilo.config import Config
+from kilo.config import settings_of
 from kilo.mesh.addresses import steady
 from kilo.mesh.planner import Inputs, Planned, learnt_of, plan
 from kilo.mesh.topology import CannotPlan
 from kilo.model.host import HostFacts, WireGuardPeerState
 from kilo.model.node import Node, Peer, UDPAddress
-from kilo.model.settings import Settings
 from kilo.worker import Context
 
 MIN_GAP = 0.02
 """Seconds between plans; longer while a plan itself takes longer."""
-
-
-def settings_of(config: Config) -> Settings:
-    """What of the flags shapes a plan."""
-    return Settings(
-        hostname=config.hostname,
-        mesh_granularity=config.mesh_granularity,
-        subnet=config.subnet,
-        port=config.port,
-        encapsulate=config.encapsulate,
-        compatibility=config.compatibility,
-        local=config.local,
-        cni=config.cni,
-        iptables_forward_rules=config.iptables_forward_rules,
-        service_cidrs=config.service_cidr,
-        internal_cidrs=config.internal_cidr,
-        prioritise_private_addresses=config.prioritise_private_addresses,
-        mtu=config.mtu,
-    )
 
 
 class MeshWorker:
