@@ -132,6 +132,20 @@ class WatchEvent(msgspec.Struct, frozen=True):
     object: msgspec.Raw
 
 
+class NodeEvent(msgspec.Struct, frozen=True):
+    """A WatchEvent whose object is a Node, decoded in one go."""
+
+    type: str
+    object: NodeObject
+
+
+class PeerEvent(msgspec.Struct, frozen=True):
+    """A WatchEvent whose object is a Peer, decoded in one go."""
+
+    type: str
+    object: PeerObject
+
+
 class _Versioned(msgspec.Struct):
     metadata: ListMeta = ListMeta()
 
@@ -164,6 +178,8 @@ _node = msgspec.json.Decoder(NodeObject)
 _peer = msgspec.json.Decoder(PeerObject)
 _list = msgspec.json.Decoder(ObjectList)
 _event = msgspec.json.Decoder(WatchEvent)
+_node_event = msgspec.json.Decoder(NodeEvent)
+_peer_event = msgspec.json.Decoder(PeerEvent)
 _status = msgspec.json.Decoder(Status)
 _versioned = msgspec.json.Decoder(_Versioned)
 _named = msgspec.json.Decoder(_Named)
@@ -194,6 +210,22 @@ def decode_peers(raw: bytes) -> PeerList:
 def decode_event(raw: bytes) -> WatchEvent:
     """One line of a watch. Raises ProtocolError."""
     return _plain(_event, "watch event", raw)
+
+
+def decode_node_event(raw: bytes) -> NodeEvent | None:
+    """One line of a watch of Nodes, at half the cost; None if it is anything but a sound Node."""
+    try:
+        return _node_event.decode(raw)
+    except _DECODE_ERRORS:
+        return None
+
+
+def decode_peer_event(raw: bytes) -> PeerEvent | None:
+    """One line of a watch of Peers, as decode_node_event."""
+    try:
+        return _peer_event.decode(raw)
+    except _DECODE_ERRORS:
+        return None
 
 
 def decode_status(raw: bytes | msgspec.Raw) -> Status:

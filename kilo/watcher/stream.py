@@ -29,8 +29,10 @@ from kilo.watcher.objects import (
     PeerObject,
     decode_event,
     decode_node,
+    decode_node_event,
     decode_nodes,
     decode_peer,
+    decode_peer_event,
     decode_peers,
     decode_status,
     decode_version,
@@ -67,16 +69,20 @@ class Resource(Generic[T]):
     path: str
     decode: Callable[[msgspec.Raw], T]
     decode_list: Callable[[bytes], DecodedList[Any]]
+    decode_event: Callable[[bytes], Any]
     definition: str = ""
 
 
-NODES: Resource[NodeObject] = Resource(NODE, "nodes", "/api/v1/nodes", decode_node, decode_nodes)
+NODES: Resource[NodeObject] = Resource(
+    NODE, "nodes", "/api/v1/nodes", decode_node, decode_nodes, decode_node_event
+)
 PEERS: Resource[PeerObject] = Resource(
     PEER,
     "peers.kilo.squat.ai",
     "/apis/kilo.squat.ai/v1alpha1/peers",
     decode_peer,
     decode_peers,
+    decode_peer_event,
     "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/peers.kilo.squat.ai",
 )
 
@@ -115,6 +121,9 @@ class Missing:
 
 
 Emission = Listing | Listed[T] | Changed[T] | Failed | Missing
+
+
+CHANGES = ("ADDED", "MODIFIED", "DELETED")
 
 
 class _Expired(Exception):
@@ -296,6 +305,15 @@ class Reader(Generic[T]):
 
     def _event(self, line: bytes, what: str) -> list[T | MalformedObject | str]:
         """What one line of a watch says. Raises ApiError for one that ends it."""
+        change = self._resource.decode_event(line)
+        if change is not None and change.object.metadata.name and change.type in CHANGES:
+            item: T = change.object
+            self._version = item.metadata.resource_version or self._version
+            return [item.metadata.name if change.type == "DELETED" else item]
+        return self._odd_event(line, what)
+
+    def _odd_event(self, line: bytes, what: str) -> list[T | MalformedObject | str]:
+        """The same, for a line that is no sound object."""
         try:
             event = decode_event(line)
             if event.type == "BOOKMARK":
@@ -307,12 +325,11 @@ class Reader(Generic[T]):
         except ProtocolError as e:
             raise ApiError(f"cannot {what}: {e}") from e
         try:
-            item = self._resource.decode(event.object)
+            self._resource.decode(event.object)
         except MalformedObject as e:
             self._version = _version_of(event.object) or self._version
             return [e.name if event.type == "DELETED" else e]
-        self._version = item.metadata.resource_version or self._version
-        return [item.metadata.name if event.type == "DELETED" else item]
+        return []  # of a type that does not exist today
 
 
 class _NotDefined(ApiError):

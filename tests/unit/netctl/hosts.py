@@ -8,7 +8,10 @@ import itertools
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+from kilo.netctl.netlink.socket import NETLINK_ROUTE, Events, Message
 
 _NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -68,3 +71,12 @@ def ip(command: str) -> str:
 def lines(command: str) -> list[str]:
     """The lines that ``ip`` prints, without blanks at the ends."""
     return [" ".join(line.split()) for line in ip(command).splitlines()]
+
+
+@contextlib.contextmanager
+def kernel_events(*groups: int) -> Iterator[list[Message]]:
+    """What the kernel says to these groups meanwhile; filled once the block has ended."""
+    heard: list[Message] = []
+    with contextlib.closing(Events(NETLINK_ROUTE, groups)) as events:
+        yield heard
+        heard += events.read(1 << 20)

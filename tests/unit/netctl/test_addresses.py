@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -12,9 +11,10 @@ from kilo.model.plan import PlanItem, Tunnel
 from kilo.netctl.addresses import Addresses
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
+from kilo.netctl.netlink.messages import GROUPS_ROUTE, parse_route
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.reconcile import Outcome
-from tests.unit.netctl.hosts import Host, ip, lines
+from tests.unit.netctl.hosts import Host, ip, kernel_events, lines
 from tests.unit.netctl.plans import interface
 
 
@@ -48,23 +48,6 @@ class Box:
         return [line.split()[1] for line in lines(f"addr show {name}") if line.startswith("inet ")]
 
 
-@contextlib.contextmanager
-def monitored() -> Iterator[list[str]]:
-    """What ``ip monitor route`` says meanwhile; whole once the block has ended."""
-    events: list[str] = []
-    with subprocess.Popen(["ip", "monitor", "route"], stdout=subprocess.PIPE, text=True) as monitor:
-        assert monitor.stdout is not None
-        ip("route add 10.200.0.0/24 dev kilo0")
-        while "10.200.0.0/24" not in (line := monitor.stdout.readline()):
-            ip("route replace 10.200.0.0/24 dev kilo0")
-            assert line
-        yield events
-        ip("route add 10.201.0.0/24 dev kilo0")
-        while "10.201.0.0/24" not in (line := monitor.stdout.readline()):
-            events.append(line)
-        monitor.kill()
-
-
 @pytest.fixture
 def box(host: Host) -> Iterator[Box]:
     with contextlib.closing(Netlink()) as netlink:
@@ -88,12 +71,13 @@ def test_an_address_takes_another_s_place_and_no_route_is_lost(box: Box) -> None
     box.run(interface(address="10.4.0.2/16"))
     ip("route add 10.9.0.0/24 dev kilo0 src 10.1.0.10")
     ip("route add 10.10.0.0/24 via 10.4.0.1 dev kilo0 onlink proto 171")
-    with monitored() as events:
+    with kernel_events(*GROUPS_ROUTE) as events:
         box.addresses.update({"interface": interface(address="10.4.0.7/16")}, ())
         box.addresses.resolve()
         assert box.addresses.apply() == [Outcome("address/kilo0/10.4.0.7/16")]
     assert box.have() == ["10.4.0.7/16"]
-    assert not [e for e in events if "10.9.0.0/24" in e or "10.10.0.0/24" in e]
+    touched = {route.dst for event in events if (route := parse_route(event))}
+    assert "10.4.0.0/16" in touched and not touched & {"10.9.0.0/24", "10.10.0.0/24"}
     ip("route add 10.11.0.0/24 via 10.4.0.2 dev kilo0 onlink")
     routes = lines("route")
     assert "10.4.0.0/16 dev kilo0 proto kernel scope link src 10.4.0.7" in routes
@@ -115,6 +99,7 @@ def test_an_address_that_somebody_added_goes_and_takes_nothing_with_it(box: Box)
 def test_addresses_of_another_subnet_or_by_hand_go(box: Box) -> None:
     ip("addr add 10.5.0.1/16 dev kilo0")
     ip("addr add fd05::1/64 dev kilo0 nodad")
+    ip("addr add fe80::5/64 dev kilo0 nodad")
     box.run(interface(), interface())
     assert box.have() == ["10.4.0.1/16"]
     six = lines("-6 addr show kilo0")

@@ -17,9 +17,10 @@ from kilo.bus import HOST, PLAN, WIREGUARD, Subscription, Topic
 from kilo.config import Config
 from kilo.model.host import HostFacts, WorkerState
 from kilo.model.plan import PlanItem, PlannedPeer, Route, SetEntry
+from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, GROUPS_ROUTE, GROUPS_RULE
 from kilo.netctl.worker import NetctlWorker
 from tests.feeding import Bus, Running, eventually, running
-from tests.unit.netctl.hosts import Host, ip, lines
+from tests.unit.netctl.hosts import Host, ip, kernel_events, lines
 from tests.unit.netctl.plans import interface, key, mesh, node
 
 OURS = "proto 171"
@@ -109,20 +110,6 @@ def box(host: Host, tmp_path: Path) -> Iterator[Box]:
         made.bus.close()
 
 
-@contextlib.contextmanager
-def kernel_events() -> Iterator[list[str]]:
-    """What ``ip monitor`` says of links, addresses, routes and rules meanwhile."""
-    heard: list[str] = []
-    command = ["ip", "monitor", "link", "address", "route", "rule"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as monitor:
-        assert monitor.stdout is not None
-        time.sleep(0.1)
-        yield heard
-        time.sleep(0.05)
-        monitor.terminate()
-        heard += monitor.stdout.read().splitlines()
-
-
 PLAN_3 = mesh(3)
 DESTINATIONS = {"10.64.1.0/24", "10.64.2.0/24", "10.64.3.0/24", "10.32.1.1", "10.32.2.1", "10.32.3.1"}
 
@@ -172,7 +159,10 @@ def test_after_kill_9_the_data_path_stands_and_the_next_run_touches_nothing(box:
     programs = box.host.programs()
     before = (lines("route"), box.peers(), ip(f"addr show {box.host.interface}"))
     assert box.routes() == DESTINATIONS and len(programs) == 1
-    with kernel_events() as heard, box.worker() as second:
+    with (
+        kernel_events(GROUP_LINK, *GROUPS_ADDRESS, *GROUPS_ROUTE, *GROUPS_RULE) as heard,
+        box.worker() as second,
+    ):
         box.applied(second.process.pid)
         second.end(signal.SIGHUP)
     assert heard == []
