@@ -45,7 +45,11 @@ test: check ## everything in check, and every test
 
 .PHONY: unit
 unit: setup ## the tests without the end-to-end ones
-	$(BIN)/pytest -m "not e2e"
+	$(BIN)/pytest -m "not e2e and not vm"
+
+.PHONY: test-vm
+test-vm: setup ## the tests on Debian's kernel, which has WireGuard and IPIP, in a virtual machine
+	$(BIN)/pytest -m vm -v tests/vm
 
 .PHONY: bench
 bench: setup ## one agent among NODES=200 simulated nodes; prints JSON

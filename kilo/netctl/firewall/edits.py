@@ -8,12 +8,13 @@ marks its rules the same way. Rules of others are neither moved nor rewritten.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from kilo.netctl.firewall.layout import OUR_CHAINS, Entry, Table
 from kilo.netctl.firewall.rules import OUR_COMMENTS, Chain, Layout
 
 _NOTHING = Chain("first", ())
+E = TypeVar("E")
 
 
 class Create(NamedTuple):
@@ -27,12 +28,12 @@ class Delete(NamedTuple):
     position: int
 
 
-class Insert(NamedTuple):
+class Insert(NamedTuple, Generic[E]):
     """``entry`` comes to stand at ``position``, from 0."""
 
     chain: str
     position: int
-    entry: Entry
+    entry: E
 
 
 class Flush(NamedTuple):
@@ -47,7 +48,7 @@ class Drop(NamedTuple):
     chain: str
 
 
-Edit = Create | Delete | Insert | Flush | Drop
+Edit = Create | Delete | Insert[Entry] | Flush | Drop
 
 
 def is_ours(entry: Entry) -> bool:
@@ -62,19 +63,19 @@ def edits(table: Table, layout: Layout) -> list[Edit]:
     for name, chain in layout.items():
         if chain.place == "whole":
             rules = table.ours.get(name, [])
-            result += _splice(name, range(len(rules)), rules, chain.rules, 0)
+            result += splice(name, range(len(rules)), rules, chain.rules, 0)
     for name in table.hooks.keys() | {name for name, chain in layout.items() if chain.place != "whole"}:
         rules, chain = table.hooks.get(name, []), layout.get(name, _NOTHING)
         at = [position for position, rule in enumerate(rules) if is_ours(rule)]
         have = [rules[position] for position in at]
-        result += _splice(name, at, have, chain.rules, len(rules) if chain.place == "last" else 0)
+        result += splice(name, at, have, chain.rules, len(rules) if chain.place == "last" else 0)
     unwanted = [name for name in table.ours if name not in layout]
     return [*result, *map(Flush, unwanted), *map(Drop, unwanted)]
 
 
-def _splice(
-    chain: str, at: Sequence[int], have: Sequence[Entry], want: Sequence[Entry], default: int
-) -> Iterator[Edit]:
+def splice(
+    chain: str, at: Sequence[int], have: Sequence[E], want: Sequence[E], default: int
+) -> Iterator[Delete | Insert[E]]:
     """Replace what differs between the first and the last difference.
 
     ``have`` stand at the positions ``at``. New rules take the place of old ones, or stand next to

@@ -136,7 +136,7 @@ class Netlink:
             for kind, flags, sequence, _, data, start, end in split(self._receive()):
                 if kind != _NLMSG_ERROR or not first <= sequence <= last:
                     continue
-                results[sequence - first] = _refusal(flags, data, start, end)
+                results[sequence - first] = read_error(flags, data, start, end)
                 if sequence == last:
                     return results
 
@@ -170,7 +170,7 @@ class Netlink:
                     continue
                 consistent = consistent and not got_flags & _NLM_F_DUMP_INTR
                 if got == _NLMSG_ERROR:
-                    refusal = _refusal(got_flags, data, start, end)
+                    refusal = read_error(got_flags, data, start, end)
                     if refusal is not None:
                         raise refusal
                 if got in (_NLMSG_DONE, _NLMSG_ERROR):
@@ -256,7 +256,7 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes, int, int]]:
         offset += length + 3 & ~3
 
 
-def _refusal(flags: int, data: bytes, start: int, end: int) -> KernelError | None:
+def read_error(flags: int, data: bytes, start: int, end: int) -> KernelError | None:
     """What an NLMSG_ERROR says: None is an acknowledgement."""
     (number,) = _ERROR.unpack_from(data, start)
     if number == 0:

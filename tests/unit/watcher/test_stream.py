@@ -304,6 +304,7 @@ def test_a_server_that_hangs_while_the_watch_is_begun_is_a_failure(
     following.reader.reconnect()
     eventually(following.failures)
     assert str(following.failures()[0]) == "cannot watch nodes: timed out"
+    standin.resume()
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
