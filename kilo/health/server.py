@@ -90,7 +90,7 @@ class Server:
         self._sock = sock
         self._handler = handler
         self._open: dict[int, _Connection] = {}
-        self._threads = 0
+        self._working: set[socket.socket] = set()
         loop.add_reader(sock.fileno(), self._accept)
 
     def close(self) -> None:
@@ -99,6 +99,8 @@ class Server:
         self._sock.close()
         for fd in list(self._open):
             self._take(fd).sock.close()
+        for sock in self._working:
+            sock.close()
 
     def _accept(self) -> None:
         for _ in range(ACCEPT_BATCH):
@@ -179,12 +181,12 @@ class Server:
             raise
         if isinstance(answer, Response):
             self._send_now(sock, encode(answer, head_only))
-        elif self._threads >= THREADS_MAX:
+        elif len(self._working) >= THREADS_MAX:
             busy = plain(503, "too many requests at a time", ("Retry-After", "1"))
             self._send_now(sock, encode(busy, head_only))
         else:
+            self._working.add(sock)
             threading.Thread(target=self._work, args=(sock, answer, head_only), daemon=True).start()
-            self._threads += 1
 
     def _work(self, sock: socket.socket, job: Job, head_only: bool) -> None:
         """In a thread: make the answer and send it. Everything else is the loop's."""
@@ -201,9 +203,10 @@ class Server:
         self._loop.post(lambda: self._done(sock, failed))
 
     def _done(self, sock: socket.socket, failed: Exception | None) -> None:
-        self._threads -= 1
-        sock.setblocking(False)
-        self._linger(sock)
+        self._working.discard(sock)
+        if sock.fileno() >= 0:
+            sock.setblocking(False)
+            self._linger(sock)
         if failed is not None:
             raise failed
 

@@ -174,6 +174,7 @@ def main() -> int:
         except OSError as e:
             sys.exit(f"cannot serve on 127.0.0.1:{options.port}: {e.strerror}; choose another with --port")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
     try:
         return run(options, Progress())
     except KeyboardInterrupt:

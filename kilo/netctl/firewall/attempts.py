@@ -1,6 +1,7 @@
 """One change to one object: whether it is time to try, and what became of it.
 
-Called by kilo.netctl.firewall.legacy.
+Called by the backends, which either ``make`` a change, or ask whether it is ``due`` and tell what
+became of it.
 """
 
 from __future__ import annotations
@@ -34,23 +35,41 @@ class Attempts:
 
     def make(self, key: str, needed: bool, repair: bool, change: Callable[[], None]) -> None:
         """Call ``change`` if it is ``needed`` and due; it raises KiloError if it does not work."""
-        self._seen.add(key)
         if not needed:
-            self._worked(key)
-            return
-        now = self._clock()
-        if not self._backoff.due(key, now):
-            return
-        try:
-            change()
-        except KiloError as e:
-            self._backoff.failed(key, now)
-            self._failing.add(key)
-            self._outcomes.append(Outcome(key, _told(key, str(e)), repair))
-        else:
-            self._backoff.worked(key)
-            self._failing.discard(key)
-            self._outcomes.append(Outcome(key, "", repair))
+            self.unneeded(key)
+        elif self.due(key):
+            try:
+                change()
+            except KiloError as e:
+                self.failed(key, str(e), repair)
+            else:
+                self.worked(key, repair)
+
+    def due(self, key: str) -> bool:
+        """Whether ``key``, which has to be changed, may be tried."""
+        self._seen.add(key)
+        return self._backoff.due(key, self._clock())
+
+    def unneeded(self, key: str) -> None:
+        """``key`` is as it should be."""
+        self._seen.add(key)
+        self._worked(key)
+
+    def worked(self, key: str, repair: bool) -> None:
+        """``key`` was changed."""
+        self._backoff.worked(key)
+        self._failing.discard(key)
+        self._outcomes.append(Outcome(key, "", repair))
+
+    def failed(self, key: str, reason: str, repair: bool) -> None:
+        """``key`` could not be changed."""
+        self._backoff.failed(key, self._clock())
+        self._failing.add(key)
+        self._outcomes.append(Outcome(key, _told(key, reason), repair))
+
+    def fails(self, key: str) -> bool:
+        """Whether ``key`` failed when it was tried last."""
+        return key in self._failing
 
     def take(self) -> list[Outcome]:
         """The outcomes since the last call."""

@@ -1,7 +1,8 @@
 """ipset by netlink: the sets of networks (hash:net) that the firewall's rules look into.
 
 The messages are packed here: pyroute2's IPSet needs 180 µs for each member and takes one at a time,
-where one message of ours carries a thousand. All sets called kilo-…-v4 and kilo-…-v6 are ours.
+where one message of ours carries a thousand. All sets called kilo-…-v4 and kilo-…-v6 are ours: of
+the backend that their names say, so that one does not remove what the other uses.
 Source of the format: linux/netfilter/ipset/ip_set.h. Works on the network namespace of the calling
 thread. Called by legacy and sets of kilo.netctl.firewall.
 """
@@ -15,13 +16,17 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator, Set
 from itertools import islice
+from typing import Literal
 
 from kilo.errors import KiloError, TemporaryError
 from kilo.netctl.firewall.backend import SetId
 
 MAX_MEMBERS = 1 << 20
 """Of one set. No memory is set aside for it."""
-OURS = re.compile(r"kilo-[a-z-]+-v[46]")
+OF_LEGACY = re.compile(r"kilo-(?!nft-)[a-z-]+-v[46]")
+"""The names of the legacy firewall's sets."""
+OF_NFT = re.compile(r"kilo-nft-[a-z-]+-v[46]")
+"""The names of sets into which rules look that iptables-nft understands."""
 
 _NETLINK_NETFILTER, _SUBSYSTEM, _PROTOCOL = 12, 6 << 8, 6
 _CREATE, _DESTROY, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 7, 9, 10, 13
@@ -61,10 +66,10 @@ class IpsetError(TemporaryError):
         self.code = code
 
 
-def name_of(set_id: SetId) -> str:
+def name_of(set_id: SetId, owner: Literal["", "nft-"] = "") -> str:
     """The name in the kernel, at most 31 characters."""
     kind, version = set_id
-    return f"kilo-{kind.replace('_', '-')}-v{version}"
+    return f"kilo-{owner}{kind.replace('_', '-')}-v{version}"
 
 
 _HALVES = {bytes(size + 1): {bytes((half, *bytes(size - 1), 1)) for half in (0, 0x80)} for size in (4, 16)}
@@ -107,13 +112,13 @@ class Ipset:
                 raise IpsetMissing(str(e)) from e
             raise
 
-    def names(self) -> list[str]:
-        """The names of all sets that are ours."""
+    def names(self, pattern: re.Pattern[str] = OF_LEGACY) -> list[str]:
+        """The names of all sets that are ours, of the backend that ``pattern`` is for."""
         flags = _attribute(_A_FLAGS | _NETWORK_ORDER, struct.pack("!I", _NAMES_ONLY))
         found = []
         for message in self._dump(flags, "listing sets"):
             found += [_string(value) for kind, value in _attributes(message) if kind == _A_NAME]
-        return [name for name in found if OURS.fullmatch(name)]
+        return [name for name in found if pattern.fullmatch(name)]
 
     def members(self, name: str) -> set[bytes] | None:
         """The members of a set; None if the set is not of the type that its name says.

@@ -21,6 +21,7 @@ from kilo.netctl.firewall import xtables
 from kilo.netctl.firewall.attempts import Attempts
 from kilo.netctl.firewall.backend import Desired, SetId
 from kilo.netctl.firewall.ipset import Ipset, in_kernel, name_of
+from kilo.netctl.firewall.layout import SET_REVISION
 from kilo.netctl.firewall.rules import FILTER, NAT, TABLES, Selector, by_address, by_set, layout_of
 from kilo.netctl.firewall.sets import Sets
 from kilo.netctl.firewall.tables import Tables
@@ -37,6 +38,10 @@ _MATTERS_WITH: dict[str, tuple[FirewallSet, ...]] = {
 """With no member in any of these, a table's rules do nothing to the traffic of the mesh."""
 
 
+def _has_set_match() -> bool:
+    return xtables.has_match(4, "set", SET_REVISION)
+
+
 class LegacyBackend:
     """See kilo.netctl.firewall.backend.Backend."""
 
@@ -45,10 +50,12 @@ class LegacyBackend:
         log: Logger,
         new_ipset: Callable[[], Ipset] = Ipset,
         clock: Callable[[], float] = time.monotonic,
+        remover: bool = False,
     ) -> None:
+        """A ``remover`` is for ``clean_up`` alone, and does not ask what the kernel could do."""
         self._versions: tuple[int, ...] = ()
         self._attempts = Attempts(clock)
-        self._sets = Sets(log, new_ipset)
+        self._sets = Sets(log, new_ipset, has_match=None if remover else _has_set_match)
         self._tables = Tables(log)
         self._to_do = {"apply", "prune"}
 

@@ -78,19 +78,16 @@ def thin_out(
     version: int, found: Found, wanted: OwnTable, members: Mapping[FirewallSet, set[Interval]]
 ) -> list[Work]:
     """What our table's sets have too much of, and sets that are no longer wanted."""
-    works = []
-    for kind in reversed(wanted.sets):
-        if kind in members and kind in found.sets:
-            works.append(_set_work(version, kind, replacement(members[kind], found.sets[kind])))
+    works = [
+        _set_work(version, kind, replacement(members[kind], found.sets[kind]))
+        for kind in reversed(wanted.sets)
+        if kind in members and kind in found.sets
+    ]
     for kind in found.sets:
         if kind not in wanted.sets and wanted.chains:
             request = delete_set(version, TABLE, set_name(kind))
             works.append(Work(OWN, name_of((kind, version)), ("policy",), [request]))
-    return [
-        work._replace(key=f"{work.key}/surplus")
-        for work in works
-        if work.requests
-    ]  # fmt: skip
+    return [work._replace(key=f"{work.key}/surplus") for work in works if work.requests]
 
 
 def table_key(part: Part, version: int) -> str:
@@ -138,11 +135,8 @@ def put_host_right(
     for place, others in found.left.items():
         if others <= 0:
             requests[place[0]].append(delete_chain(version, *place))
-    return [
-        Work(part, table_key(part, version), causes, requests[part])
-        for part in PARTS
-        if requests.get(part)
-    ]  # fmt: skip
+    parts: tuple[Part, ...] = ("filter", "nat")
+    return [Work(part, table_key(part, version), causes, requests[part]) for part in parts if requests[part]]
 
 
 def held(found: Found, part: Part) -> list[str]:

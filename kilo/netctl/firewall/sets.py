@@ -1,26 +1,38 @@
 """The sets that the kernel has of ours: as read last, and changed since.
 
-Called by kilo.netctl.firewall.legacy.
+Called by the backends, each of which has sets of its own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Set
 
 from kilo.log import Logger
 from kilo.netctl.firewall import xtables
-from kilo.netctl.firewall.ipset import Ipset, IpsetMissing
-from kilo.netctl.firewall.layout import SET_REVISION
+from kilo.netctl.firewall.ipset import OF_LEGACY, Ipset, IpsetMissing
 
 NewIpset = Callable[[], Ipset]
 
 
 class Sets:
-    """Members are as kilo.netctl.firewall.ipset has them. Changes raise TemporaryError."""
+    """Members are as kilo.netctl.firewall.ipset has them. Changes raise TemporaryError.
 
-    def __init__(self, log: Logger, new_ipset: NewIpset) -> None:
+    ``pattern``: which sets. ``has_match``: whether a rule can look into one; None where no rule will,
+    and sets are to be removed alone.
+    """
+
+    def __init__(
+        self,
+        log: Logger,
+        new_ipset: NewIpset,
+        pattern: re.Pattern[str] = OF_LEGACY,
+        has_match: Callable[[], bool] | None = None,
+    ) -> None:
         self._log = log
         self._new_ipset = new_ipset
+        self._pattern = pattern
+        self._has_match = has_match
         self._usable: bool | None = None
         self._members: dict[str, set[bytes]] = {}
         self._strange: set[str] = set()
@@ -40,13 +52,14 @@ class Sets:
             return
         try:
             with self._new_ipset() as ipset:
-                if self._usable is None:
-                    _probe(ipset)
-                    self._usable = True
-                found = {name: ipset.members(name) for name in ipset.names()}
+                if self._usable is None and self._has_match is not None:
+                    _probe(ipset, self._has_match)
+                found = {name: ipset.members(name) for name in ipset.names(self._pattern)}
+                self._usable = True
         except IpsetMissing as e:
             self._usable = False
-            self._log.warn("no ipset in the kernel: one rule for each address instead", reason=str(e))
+            if self._has_match is not None:
+                self._log.warn("no ipset in the kernel: one rule for each address instead", reason=str(e))
             return
         self._members = {name: members for name, members in found.items() if members is not None}
         self._strange = found.keys() - self._members.keys()
@@ -99,8 +112,8 @@ def _without_flags(member: bytes) -> bytes:
     return member[: 17 if len(member) > 16 else 5]
 
 
-def _probe(ipset: Ipset) -> None:
+def _probe(ipset: Ipset, has_match: Callable[[], bool]) -> None:
     """Raises IpsetMissing if there are no sets, or no rules that look into them."""
     ipset.check()
-    if not xtables.has_match(4, "set", SET_REVISION):
+    if not has_match():
         raise IpsetMissing("no rule can look into a set (module xt_set)")

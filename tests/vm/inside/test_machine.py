@@ -12,6 +12,8 @@ def test_this_is_another_kernel_that_has_what_is_tested() -> None:
     for module in ("wireguard", "ipip", "ip_set_hash_net", "nf_tables"):
         subprocess.run(["modprobe", module], check=True)
         assert Path(f"/sys/module/{module}").is_dir()
+
+
 def test_fail() -> None:
     print("hello")
     a = 5

@@ -20,27 +20,13 @@ from typing import Any
 import pytest
 
 from kilo.errors import TemporaryError
-from kilo.model.keys import ZERO, PresharedKey
-from kilo.netctl.key import PrivateKey
+from kilo.model.keys import ZERO
 from kilo.netctl.wireguard import kernel, uapi
 from kilo.netctl.wireguard.device import DeviceState, PeerChange, PeerState, one_by_one
 from kilo.netctl.wireguard.uapi import Userspace
 from tests.unit.netctl.hosts import SOCKETS, Host
 from tests.unit.netctl.plans import key
-
-KEY = PrivateKey(bytes(range(8, 40)))
-FULL = PeerChange(
-    key(1),
-    allowed_ips=("10.2.1.0/24", "fd00:1::/64"),
-    endpoint=("198.51.100.1", 51820),
-    keepalive=25,
-    preshared_key=PresharedKey(key(9)),
-)
-FULL_STATE = PeerState(frozenset(FULL.allowed_ips), ("198.51.100.1", 51820), 25, PresharedKey(key(9)))
-
-
-def wg(*arguments: str) -> str:
-    return subprocess.run(["wg", *arguments], check=True, capture_output=True, text=True).stdout
+from tests.unit.netctl.wireguard.contract import FULL, FULL_STATE, KEY, DeviceContract
 
 
 @pytest.fixture
@@ -49,48 +35,12 @@ def device(wireguard_go: str) -> Iterator[Userspace]:
         yield made
 
 
-def test_a_fresh_device_is_empty_and_takes_key_and_port(wireguard_go: str, device: Userspace) -> None:
-    fresh = device.read()
-    assert (fresh.private_key, fresh.peers) == (None, {})
-    device.configure(KEY, 51820)
-    assert device.read() == DeviceState(KEY, 51820, {})
-    assert wg("show", wireguard_go, "public-key").strip() == KEY.public()
-    assert wg("show", wireguard_go, "listen-port").strip() == "51820"
-    device.configure(None, 51821)
-    assert device.read() == DeviceState(KEY, 51821, {})
+class TestUserspace(DeviceContract):
+    """wireguard-go."""
 
-
-def test_peers_are_as_they_were_told(device: Userspace) -> None:
-    six = PeerChange(key(2), endpoint=("2001:db8::1", 1))
-    assert device.change([FULL, six, PeerChange(key(3), allowed_ips=("10.2.3.0/24",))]) == ["", "", ""]
-    assert device.read().peers == {
-        key(1): FULL_STATE,
-        key(2): PeerState(frozenset(), ("2001:db8::1", 1)),
-        key(3): PeerState(frozenset({"10.2.3.0/24"})),
-    }
-    moved = PeerChange(key(3), allowed_ips=("10.2.1.0/24",), endpoint=("198.51.100.3", 3))
-    less = PeerChange(key(1), replace=True, keepalive=0, preshared_key=PresharedKey(ZERO))
-    assert device.change([moved, less, PeerChange(key(2), remove=True)]) == ["", "", ""]
-    assert device.read().peers == {
-        key(1): PeerState(frozenset(), ("198.51.100.1", 51820)),
-        key(3): PeerState(frozenset({"10.2.3.0/24", "10.2.1.0/24"}), ("198.51.100.3", 3)),
-    }
-
-
-def test_thousands_of_peers_and_many_addresses_on_one(device: Userspace) -> None:
-    many = tuple(f"10.{64 + n // 250}.{n % 250}.0/24" for n in range(5000))
-    changes = [PeerChange(key(n), allowed_ips=(f"10.32.{n // 250}.{n % 250}/32",)) for n in range(2, 2002)]
-    assert device.change([PeerChange(key(1), allowed_ips=many), *changes]) == [""] * 2001
-    state = device.read()
-    assert state.peers[key(1)].allowed_ips == frozenset(many)
-    assert len(state.peers) == 2001
-
-
-def test_a_peer_that_is_refused_costs_itself_alone(device: Userspace) -> None:
-    bad = PeerChange(key(2), allowed_ips=("10.2.2.0/99",))
-    errors = device.change([PeerChange(key(1)), bad, PeerChange(key(3))])
-    assert errors == ["", "Invalid argument (EINVAL)", ""]
-    assert {key(1), key(3)} <= device.read().peers.keys()
+    @pytest.fixture
+    def interface(self, wireguard_go: str) -> str:
+        return wireguard_go
 
 
 def test_a_device_that_went_and_came_back_is_reached_again(wireguard_go: str, device: Userspace) -> None:
