@@ -185,6 +185,8 @@ class NetctlWorker:
             gauges["applied_generation"] = self._generation
         if device is not None:
             self._report.ready()
+            if len(self._states) != len(self._peers.actual):
+                self._loop.call_soon(self._poll)
         self._publish_facts()
         if told != (gauges.get("applied_generation"), self._report.phase):
             self._context.beat()  # whoever waits for this need not wait for the next heartbeat

@@ -20,6 +20,10 @@ class PeerStates:
         self._counted = float("-inf")
         self._last: dict[str, PeerState] = {}
 
+    def __len__(self) -> int:
+        """How many peers have been told of."""
+        return len(self._last)
+
     def publish(self, peers: Mapping[str, PeerState], now: float) -> None:
         """``peers`` by public key, as the device has them; ``now`` in monotonic seconds."""
         publisher = self._publisher
