@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from kilo.bus import Change, Loop, Publisher, Subscription, Timer, Topic, state_of
 from kilo.bus.publisher import Outlet
 from kilo.config import Config
-from kilo.errors import KiloError, PermanentError
+from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.log import Logger
 from kilo.model.host import Failure, WorkerState
 
@@ -154,9 +154,9 @@ def run(name: str, factory: Callable[[Context], Worker], config: Config, parent_
     clean_up = False
     try:
         context = Context(name, config)
-    except PermanentError as e:
+    except (PermanentError, TemporaryError) as e:
         print(f"kg {name}: {e}", file=sys.stderr)
-        return EXIT_PERMANENT
+        return EXIT_PERMANENT if isinstance(e, PermanentError) else EXIT_CRASH
     loop, log = context.loop, context.log
 
     def end(number: int, frame: object) -> None:

@@ -49,6 +49,7 @@ class Loop:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._running = False
         self._on_error = on_error
+        self._closers: list[Callback] = []
         self.add_reader(self._wake_r, self._drain)
 
     def add_reader(self, source: Any, callback: Callback) -> None:
@@ -100,6 +101,12 @@ class Loop:
         os.close(self._wake_r)
         os.close(self._wake_w)
         self.context.destroy(linger=200)
+        while self._closers:
+            self._closers.pop()()
+
+    def at_close(self, callback: Callback) -> None:
+        """Call once the loop is closed: for what must live exactly as long."""
+        self._closers.append(callback)
 
     def _end(self) -> None:
         self._running = False

@@ -3,6 +3,7 @@ which topics they want."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import zmq
 from kilo.bus.loop import Loop
 from kilo.bus.topics import Topic
 from kilo.bus.wire import VERSION, Frame, encode, endpoint, socket_path
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TemporaryError
 
 T = TypeVar("T")
 BEACON_PERIOD = 5.0
@@ -23,14 +24,19 @@ QUEUE = 1000
 
 
 class Outlet:
-    """The socket of one worker, bound in its own directory. Make publishers with ``publish``."""
+    """The socket of one worker, bound in its own directory. Make publishers with ``publish``.
+
+    Raises PermanentError if it cannot be bound, TemporaryError while another process of this worker
+    runs there: it would be unheard from then on.
+    """
 
     def __init__(self, loop: Loop, run_dir: str, worker: str) -> None:
         self.worker = worker
         self._loop = loop
         self._publishers: dict[bytes, Publisher[object]] = {}
         path = socket_path(run_dir, worker)
-        self._prepare(path)
+        lock = self._prepare(path)
+        loop.at_close(lambda: os.close(lock))
         socket = loop.context.socket(zmq.XPUB)
         socket.set(zmq.XPUB_VERBOSE, 1)
         socket.set(zmq.SNDHWM, QUEUE)
@@ -45,13 +51,24 @@ class Outlet:
         loop.add_reader(socket, self._on_subscription)
         loop.call_every(BEACON_PERIOD, self._beacon)
 
-    @staticmethod
-    def _prepare(path: Path) -> None:
+    def _prepare(self, path: Path) -> int:
+        """Make the directory, and lock it for as long as the loop lives. The lock's descriptor."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
+            lock = os.open(path.with_name("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise PermanentError(f"cannot prepare the bus socket {path}: {e.strerror}") from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except OSError as e:
+            os.close(lock)
+            if not isinstance(e, BlockingIOError):
+                raise PermanentError(f"cannot prepare the bus socket {path}: {e.strerror}") from e
+            raise TemporaryError(
+                f"another {self.worker} runs here: it holds {path.parent}; end it, or give another --run-dir"
+            ) from e
+        return lock
 
     def publish(self, topic: Topic[T]) -> Publisher[T]:
         """The publisher of ``topic``, which must be this worker's."""

@@ -127,11 +127,11 @@ class Passes:
                 self._unread.remove(reconciler)
             self._take(work())
         except TemporaryError as e:
-            self._fail(reconciler.name, e)
+            self._fail(f"all {reconciler.name}", e)
             self.reread([reconciler])
             self._keep_what_is_needed(reconciler)
         else:
-            self._report.mend(reconciler.name)
+            self._report.mend(f"all {reconciler.name}")
             if not reconciler.more:
                 self._steps.popleft()
         self._loop.call_soon(self._next)

@@ -76,14 +76,18 @@ def control_path(run_dir: str) -> str:
 class ControlServer:
     """Listens in ``run_dir``. Raises PermanentError if it cannot, or another parent does."""
 
-    def __init__(self, loop: Loop, run_dir: str, workers: Mapping[str, Supervised], log: Logger) -> None:
+    def __init__(self, loop: Loop, run_dir: str, log: Logger) -> None:
         self._loop = loop
-        self._workers = workers
+        self._workers: Mapping[str, Supervised] = {}
         self._log = log
         self._clients: dict[socket.socket, _Client] = {}
         self._path = control_path(run_dir)
         self._socket = self._listen(self._path)
-        loop.add_reader(self._socket.fileno(), self._accept)
+
+    def serve(self, workers: Mapping[str, Supervised]) -> None:
+        """Answer from now on, about these workers."""
+        self._workers = workers
+        self._loop.add_reader(self._socket.fileno(), self._accept)
 
     @staticmethod
     def _listen(path: str) -> socket.socket:

@@ -1,16 +1,18 @@
 """The parent's main program: ``kg`` without a command.
 
-It does none of the workers' work, holds no key and no API client. Its end is in two ways: told to
-(SIGTERM, SIGINT) it ends the workers in an order that lets them clean up; killed, it leaves them
-to end by themselves, and the data plane stays.
+It does none of the workers' work, holds no key and no API client. Its end is in three ways: told to
+(SIGTERM, SIGINT) it ends the workers in an order that lets them clean up; by SIGHUP without clean-up,
+as for a restart; killed, it leaves them to end by themselves, and the data plane stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -44,6 +46,8 @@ class Supervisor:
         self._stage = -1
         self._deadline = 0.0
         prepare_run_dir(config.run_dir)
+        self.control = ControlServer(self.loop, config.run_dir, self.log)
+        keep_temporary_files_in(config.run_dir)
         launcher = Launcher(process_context(), target)
         self.workers = {
             name: WorkerProcess(name, config, self.loop, self.log, launcher) for name in START_ORDER
@@ -51,11 +55,11 @@ class Supervisor:
         for worker in self.workers.values():
             worker.on_permanent = self._on_permanent
             worker.on_ended = self._on_ended
-        self.control = ControlServer(self.loop, config.run_dir, self.workers, self.log)
+        self.control.serve(self.workers)
 
     def run(self) -> int:
         """Serve until every worker has ended."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda n, frame: self.loop.post(lambda: self._on_signal(n)))
         signal.signal(signal.SIGCHLD, lambda n, frame: self.loop.post(self._reap))
         self.log.info("starting", version=__version__, pid=os.getpid(), node=self.config.hostname)
@@ -87,8 +91,9 @@ class Supervisor:
                 worker.kill()
             self.loop.call_later(0.5, self.loop.stop)
             return
-        self.log.info("ending", signal=name, clean_up=self.config.clean_up)
-        self._stop(signal.SIGTERM)
+        stays = number == signal.SIGHUP
+        self.log.info("ending", signal=name, clean_up=self.config.clean_up and not stays)
+        self._stop(signal.SIGHUP if stays else signal.SIGTERM)
 
     def _on_permanent(self, name: str) -> None:
         if not self.stopping:
@@ -144,6 +149,14 @@ def prepare_run_dir(run_dir: str) -> None:
             Path(run_dir, name).mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as e:
         raise PermanentError(f"cannot make {e.filename}: {e.strerror}; see --run-dir") from e
+
+
+def keep_temporary_files_in(run_dir: str) -> None:
+    """multiprocessing has its sockets in a temporary directory, which SIGKILL leaves behind: have it
+    where nobody else may look, and remove those of earlier parents. For the only parent in ``run_dir``."""
+    for old in Path(run_dir).glob("pymp-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    tempfile.tempdir = run_dir
 
 
 def main(config: Config) -> int:

@@ -236,7 +236,6 @@ class WatcherWorker:
         if ended:
             self._log.info("problem ended", **who)
         else:
-            self._report.count("problem")
             self._log.warn("takes no part in the mesh, or only in part", **who, reason=problem.reason)
 
     # From time.
