@@ -28,6 +28,7 @@ class Config(msgspec.Struct, frozen=True):
     compatibility: str = ""
     create_interface: bool = True
     encapsulate: str = "always"
+    firewall: str = "auto"
     hostname: str = ""
     interface: str = "kilo0"
     internal_cidr: tuple[str, ...] = ()
@@ -173,6 +174,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s/?#]+(/\S*)?", text):
+        raise ValueError
+    return text
+
+
 def _dns_name(text: str) -> str:
     if text and not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", text):
         raise ValueError
@@ -209,6 +216,12 @@ FLAGS: tuple[Flag, ...] = (
         "never, crosssubnet or always",
         "When to encapsulate packets within a location.",
     ),
+    Flag(
+        "firewall",
+        _choice("auto", "legacy", "nftables"),
+        "auto, legacy or nftables",
+        "Which tables of the kernel's to use; auto finds out what the host uses.",
+    ),
     Flag("hostname", _dns_name, "a node name", "The name of this node's Node object (default: the host's)."),
     Flag(
         "interface",
@@ -228,7 +241,9 @@ FLAGS: tuple[Flag, ...] = (
     Flag("listen", _listen, "ADDRESS:PORT such as :1107", "Where to serve health and metrics."),
     Flag("local", _boolean, _BOOL, "Manage routes within a location.", True),
     Flag("log-level", _choice(*LEVELS), ", ".join(LEVELS), "How much to log."),
-    Flag("master", str, "a URL", "The Kubernetes API server; overrides the kubeconfig."),
+    Flag(
+        "master", _url, "a URL, http:// or https://", "The Kubernetes API server; overrides the kubeconfig."
+    ),
     Flag(
         "mesh-granularity",
         _choice("location", "full"),

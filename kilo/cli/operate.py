@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -98,6 +99,9 @@ def status(config: Config) -> int:
     except KiloError as e:
         note = str(e)
     if not heard.states and parent is None:
+        if not os.access(config.run_dir, os.R_OK | os.X_OK) and os.path.exists(config.run_dir):
+            print(f"no right to look at {config.run_dir}; only root may", file=sys.stderr)
+            return NOT_RUNNING
         print(f"kg does not run here: nothing answers in {config.run_dir}")
         return NOT_RUNNING
     bad = heard.bad()
@@ -132,7 +136,8 @@ class Heard:
         lines = [f"{w} is not heard" for w in WORKERS if w not in self.states]
         for name, state in self.states.items():
             if state.phase != "ready":
-                lines.append(f"{name} is {state.phase}")
+                waits = state.info.get("waiting_for")
+                lines.append(f"{name} is {state.phase}" + (f"; it waits for {waits}" if waits else ""))
             for key, failure in state.failing.items():
                 lines.append(f"{name}: {key}: {failure.message} (for {ago(failure.since)})")
         return lines
@@ -154,10 +159,15 @@ class Heard:
         else:
             lines.append("no plan yet")
         now = time.time()
-        silent = sum(1 for p in self.peers.values() if now - p.last_handshake > HANDSHAKE_LIMIT)
-        lines.append(f"{len(self.peers)} WireGuard peers, {silent} with no handshake in the last 3 minutes")
+        fresh = sum(1 for p in self.peers.values() if now - p.last_handshake <= HANDSHAKE_LIMIT)
+        never = sum(1 for p in self.peers.values() if not p.last_handshake)
+        lines.append(
+            f"{len(self.peers)} WireGuard peers: {fresh} with a handshake in the last 3 minutes, {never} that"
+            " never had one; a peer without traffic has none"
+        )
         if self.problems:
-            lines.append(f"{len(self.problems)} objects take no part, or only in part:")
+            names = {(p.kind, p.name) for p in self.problems.values()}
+            lines.append(f"{len(names)} objects take no part, or only in part:")
         named = sorted(self.problems.values(), key=lambda p: (p.kind, p.name, p.field))[:100]
         return lines + [f"  {p.kind} {p.name}: {p.field}: {p.reason} (for {ago(p.since)})" for p in named]
 
@@ -196,7 +206,7 @@ def worker_rows(states: Mapping[str, WorkerState], parent: Reply | None) -> list
         cpu = f"{state.cpu_seconds:.1f} s" if state else "-"
         if seen:
             row = [
-                str(seen.pid),
+                str(seen.pid or "-"),
                 seen.state,
                 span(seen.uptime),
                 str(seen.restarts),

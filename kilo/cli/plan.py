@@ -7,6 +7,7 @@ can be planned for the node that ``--hostname`` names; 2 for a bad flag, or inpu
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from kilo.config import FLAGS, Config, Flag, FlagError, load, settings_of, split
 from kilo.errors import KiloError, ProtocolError
 from kilo.mesh.describe import PRIVATE, TUNNEL, describe, peer_views
 from kilo.mesh.firewall import SETS, firewall
+from kilo.mesh.planner import conflicts
 from kilo.mesh.routes import routes
 from kilo.mesh.topology import CannotPlan, Topology, build
 from kilo.mesh.wireguard import conf
@@ -61,7 +63,12 @@ _FILE = "a file, or - for standard input"
 OWN_FLAGS = (
     Flag("nodes", str, _FILE, "What kubectl get nodes -o json printed."),
     Flag("peers", str, _FILE, "What kubectl get peers -o json printed."),
-    Flag("at", int, "Unix seconds", "The time to plan for; it decides which nodes count as alive."),
+    Flag(
+        "at",
+        int,
+        "Unix seconds",
+        "The time to plan for, by which nodes count as alive (default: when FILE was written).",
+    ),
     Flag("private-key", str, "a file", "The node's WireGuard key, to be printed in its configuration."),
     Flag("o", _format, ", ".join(FORMATS), "What to print."),
     Flag(
@@ -91,7 +98,7 @@ class Cluster:
     peers: dict[str, Peer] = field(default_factory=dict)
     left_out: dict[str, FieldProblem] = field(default_factory=dict)
     rejected_peers: set[str] = field(default_factory=set)
-    newest: int = 0
+    last_seen: dict[str, int] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Of all nodes, whether they take part or not."""
@@ -147,12 +154,20 @@ def _request(argv: Sequence[str]) -> Request:
     return Request(
         nodes=nodes,
         peers=peers,
-        at=own.get("at", int(time.time())),
+        at=own.get("at", _written_at(nodes)),
         private_key=_private_key(own["private-key"]) if "private-key" in own else "",
         format=own.get("o", "json"),
         connect=own.get("connect-allowed-ips", ()),
         config=load(texts),
     )
+
+
+def _written_at(path: str) -> int:
+    """When the file was written, which is when the cluster was as it says; now for standard input."""
+    try:
+        return int(os.stat(path).st_mtime) if path != "-" else int(time.time())
+    except OSError:
+        return int(time.time())
 
 
 def _private_key(path: str) -> str:
@@ -190,7 +205,7 @@ def _take_node(read: NodeReading, at: int, cluster: Cluster) -> None:
     if name in cluster.nodes or name in cluster.left_out:
         _tell(f"node {name} is there twice; the first counts")
         return
-    cluster.newest = max(cluster.newest, read.last_seen)
+    cluster.last_seen[name] = read.last_seen
     reason = not_ready_reason(read.node, is_alive(read.last_seen, at), read.problems)
     for problem in read.problems:
         if problem != reason:
@@ -237,6 +252,9 @@ def _plan(cluster: Cluster, request: Request) -> int:
         except CannotPlan as e:
             expected["error"] = str(e)
             _tell(str(e))
+    if topology is not None:
+        for conflict in conflicts(topology).values():
+            _tell(conflict)
     if request.format == "json":
         if topology is not None:
             interface, key = request.config.interface, request.private_key
@@ -258,8 +276,8 @@ def _why_not(cluster: Cluster, request: Request) -> str:
         more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
         return f"no node is named {name!r}; --hostname takes one of: {', '.join(names[:NAMES_TOLD])}{more}"
     text = f"nothing can be planned for node {name}: {reason.place}: {reason.reason}"
-    if reason.field == "last-seen" and cluster.newest:
-        text += f"; --at {cluster.newest} plans for when a node last checked in"
+    if reason.field == "last-seen" and (at := cluster.last_seen.get(name)):
+        text += f"; --at {at} plans for when it last checked in"
     return text
 
 

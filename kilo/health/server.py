@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 
 from kilo.bus import Loop, Timer
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TemporaryError
 from kilo.health.request import METHODS, Refused, Request, Response, complete, encode, parse, plain
 
 Job = Callable[[], Response]
@@ -38,7 +38,8 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 def listening_socket(host: str, port: int) -> socket.socket:
     """Bind and listen; no host means all addresses, of both families where the kernel has IPv6.
 
-    Raises PermanentError with the address and the errno.
+    Raises TemporaryError if it is in use or not there (yet), PermanentError if it cannot be had at
+    all; both with the address and the errno.
     """
     last: OSError | None = None
     families = [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]
@@ -53,7 +54,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
                 break
     where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     reason = f"{last.strerror} (errno {last.errno})" if last else "no address family"
-    raise PermanentError(f"cannot listen on {where}: {reason}") from last
+    passing = last is not None and last.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+    kind = TemporaryError if passing else PermanentError
+    raise kind(f"cannot listen on {where}: {reason}") from last
 
 
 def _listen(family: socket.AddressFamily, address: str, port: int, dual: bool) -> socket.socket:

@@ -210,6 +210,13 @@ def _peers(topology: Topology, conflicts: dict[str, str]) -> list[PlannedPeer]:
     return found
 
 
+def conflicts(topology: Topology) -> dict[str, str]:
+    """What two claim at once, by a stable key, for a person."""
+    found: dict[str, str] = {}
+    _peers(topology, found)
+    return found
+
+
 def _claims(other: Segment | Peer) -> tuple[str, str, Iterable[str]]:
     """Name, key and networks of a segment or peer."""
     if isinstance(other, Segment):

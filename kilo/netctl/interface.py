@@ -176,7 +176,7 @@ class WireGuardInterface:
             raise Starting
         now = self._clock()
         if not self._backoff.due(KEY, now):
-            raise Waits("the interface vanished again; it will be made again soon")
+            raise Waits("the interface is not there, or vanished again; it will be made again soon")
         self._backoff.failed(KEY, now)
         try:
             self._change(pack_link(name=self._interface, kind="wireguard"), NLM_F_CREATE | NLM_F_EXCL)

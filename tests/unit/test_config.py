@@ -89,6 +89,8 @@ def test_listen(text: str, value: tuple[str, int]) -> None:
         ("listen", ":65536"),
         ("log-level", "loud"),
         ("mesh-granularity", "node"),
+        ("master", "foo"),
+        ("master", "ftp://x"),
         ("mtu", "12"),
         ("mtu", "automatic"),
         ("port", "0"),

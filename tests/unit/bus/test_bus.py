@@ -11,7 +11,7 @@ import zmq
 from kilo.bus import CLUSTER, PLAN, Change, Loop, Subscription
 from kilo.bus.publisher import Outlet
 from kilo.bus.wire import VERSION, Frame, encode, endpoint
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TemporaryError
 from kilo.model.keys import PresharedKey
 from kilo.model.plan import PlanItem, PlannedPeer, Route, SetEntry
 
@@ -202,6 +202,17 @@ def test_a_worker_cannot_publish_what_is_not_its_own(loop: Loop, tmp_path: Path)
     outlet = Outlet(loop, str(tmp_path), "mesh")
     with pytest.raises(ValueError, match="does not produce cluster"):
         outlet.publish(CLUSTER)
+
+
+def test_a_second_worker_in_the_same_place_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    first, second = Loop(), Loop()
+    Outlet(first, str(tmp_path), "mesh")
+    Outlet(second, str(tmp_path), "netctl")
+    with pytest.raises(TemporaryError, match=f"another mesh runs here: it holds {tmp_path}/mesh"):
+        Outlet(second, str(tmp_path), "mesh")
+    first.close()
+    Outlet(second, str(tmp_path), "mesh")
+    second.close()
 
 
 def test_a_run_dir_that_cannot_be_written_is_named(loop: Loop) -> None:

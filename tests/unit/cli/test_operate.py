@@ -75,7 +75,7 @@ def test_status_of_workers_without_a_parent(workers: Workers, tmp_path: Path) ->
     assert done.stdout.startswith("node n1: healthy\n")
     assert "no parent" in done.stdout
     assert "plan 7" in done.stdout
-    assert "1 WireGuard peers, 0 with no handshake" in done.stdout
+    assert "1 WireGuard peers: 1 with a handshake in the last 3 minutes, 0 that never" in done.stdout
     for name in WORKERS:
         assert f"{name} " in done.stdout
 

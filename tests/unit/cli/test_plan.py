@@ -198,7 +198,7 @@ def test_a_list_that_has_aged_says_how_to_plan_for_then(
 ) -> None:
     status, _, err = run(tmp_path, capsys, "--at", str(NOW + 9999))
     assert status == 1
-    assert err.rstrip().endswith(f"--at {NOW} plans for when a node last checked in")
+    assert err.rstrip().endswith(f"--at {NOW} plans for when it last checked in")
 
 
 def test_an_unknown_hostname_is_answered_with_those_there_are(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from kilo.bus import Loop
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TemporaryError
 from kilo.health import server
 from kilo.health.request import Refused, Request, Response, plain
 from kilo.health.server import Job, Server, listening_socket
@@ -224,9 +224,11 @@ def test_no_address_means_all_of_both_families() -> None:
 def test_an_address_in_use_is_named_with_the_errno() -> None:
     with listening_socket("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        with pytest.raises(PermanentError, match=rf"cannot listen on 127.0.0.1:{port}: .*errno 98"):
+        with pytest.raises(TemporaryError, match=rf"cannot listen on 127.0.0.1:{port}: .*errno 98"):
             listening_socket("127.0.0.1", port)
-        with pytest.raises(PermanentError, match=rf"cannot listen on :{port}: .*errno 98"):
+        with pytest.raises(TemporaryError, match=rf"cannot listen on :{port}: .*errno 98"):
             listening_socket("", port)
-    with pytest.raises(PermanentError, match=r"cannot listen on \[2001:db8::7\]:1: .*errno 99"):
+    with pytest.raises(TemporaryError, match=r"cannot listen on \[2001:db8::7\]:1: .*errno 99"):
         listening_socket("2001:db8::7", 1)
+    with pytest.raises(PermanentError, match=r"cannot listen on 224.0.0.1.x:1: "):
+        listening_socket("224.0.0.1.x", 1)

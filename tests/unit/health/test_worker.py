@@ -233,12 +233,13 @@ def test_it_ends_at_once_and_the_port_is_free(health: Health, number: int) -> No
         eventually(lambda: "listening" in again.messages("info"))
 
 
-def test_an_address_in_use_ends_it_with_status_2(health: Health, tmp_path: Path) -> None:
+def test_an_address_in_use_is_told_and_waited_for(health: Health, tmp_path: Path) -> None:
     bus = Bus(tmp_path / "other")
     try:
         with running("health", HealthWorker, config(bus, health.address[1])) as second:
-            assert second.wait() == 2
             message = f"cannot listen on 127.0.0.1:{health.address[1]}: Address already in use (errno 98)"
-            assert message in second.messages("error")
+            eventually(lambda: message in second.messages("error"))
+            assert health.worker.end(signal.SIGTERM) == 0
+            eventually(lambda: "listening" in second.messages("info"))
     finally:
         bus.close()

@@ -177,6 +177,29 @@ def test_a_worker_that_does_not_end_for_its_restart_is_killed(start: Callable[..
     assert 4 < reply.seconds["mesh"] < 10
 
 
+def test_sighup_ends_it_without_clean_up_and_leaves_no_file(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.all_ready()
+    assert list(agent.run_dir.glob("pymp-*")) != []
+    agent.process.send_signal(signal.SIGHUP)
+    assert agent.process.wait(20) == 0
+    stops = [what for _, _, what in agent.notes if what.startswith("stopped")]
+    assert stops == ["stopped clean_up=False"] * len(WORKERS)
+    assert [p for p in agent.run_dir.iterdir() if p.name not in WORKERS] == []
+
+
+def test_what_a_killed_parent_left_is_gone_after_the_next(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.all_ready()
+    left = set(agent.run_dir.glob("pymp-*"))
+    agent.process.kill()
+    agent.process.wait()
+    again = start()
+    again.all_ready()
+    assert left
+    assert not left & set(agent.run_dir.glob("pymp-*"))
+
+
 def test_a_second_signal_does_not_wait(start: Callable[..., Agent]) -> None:
     agent = start(watcher="stuck-at-end")
     pids = agent.all_ready()
