@@ -337,3 +337,15 @@ def test_standard_input_and_no_needless_import(tmp_path: Path) -> None:
     )
     assert (result.returncode, result.stderr) == (0, b"[]\n")
     assert result.stdout.startswith(b"digraph kilo {")
+
+
+def test_what_two_claim_at_once_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [node("a", 1), node("b", 2, location="x"), node("c", 3, location="y", key=KEYS["b"])]
+    nodes[2]["spec"]["podCIDR"] = nodes[0]["spec"]["podCIDR"]
+    status, _, err = run(tmp_path, capsys, "-o", "routes", nodes=nodes)
+    assert status == 0
+    assert f"location:x and location:y have the same public key {KEYS['b']}; the first counts" in err
+    nodes[2]["metadata"]["annotations"]["kilo.squat.ai/key"] = KEYS["p"]
+    status, _, err = run(tmp_path, capsys, "-o", "routes", nodes=nodes)
+    assert status == 0
+    assert f"claim {nodes[0]['spec']['podCIDR']}; the first counts" in err
