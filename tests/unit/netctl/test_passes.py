@@ -173,7 +173,7 @@ def test_one_that_breaks_is_read_again_and_stops_nobody(box: Box, monkeypatch: p
     box.one.broken = "apply"
     box.passes.request()
     assert box.run() == ["one.apply", "two.apply", "two.prune"]
-    assert box.report.failing["one"].message == "one: apply is broken"
+    assert box.report.failing["all one"].message == "all one: apply is broken"
     box.one.broken = ""
     assert box.run() == ["one.load", "one.apply", "two.apply", "two.prune", "one.prune"]
     assert not box.report.failing

@@ -130,7 +130,11 @@ def test_a_plan_becomes_a_data_path_and_the_host_is_reported(box: Box) -> None:
         assert state.phase == "ready" and state.failing == {}
         assert state.gauges["applied_generation"] == 1 and state.gauges["routes"] == 6
         assert state.gauges["wireguard_peers"] == 3 and state.gauges["repairs_total"] == 0
-        assert state.info == {"wireguard": "userspace", "interface": box.host.interface}
+        assert state.info == {
+            "wireguard": "userspace",
+            "interface": box.host.interface,
+            "firewall": "nftables: no chains KUBE-…, and the kernel has nftables",
+        }
         public = subprocess.run(
             ["wg", "show", box.host.interface, "public-key"], check=True, capture_output=True, text=True
         ).stdout.strip()
