@@ -11,12 +11,21 @@ NODES ?= 200
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
+# Installs the packages of list $(1) that are missing.
+define install
+missing=$$(grep -vE '^(#|$$)' $(1) | while read -r p _; do \
+  dpkg-query -W -f '$${db:Status-Abbrev}' "$$p" 2>/dev/null | grep -q '^ii' || echo "$$p"; done); \
+if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $$missing; fi
+endef
+
 .PHONY: packages
 packages: ## install the Debian packages that are missing (debian-packages.txt)
-	@missing=$$(grep -vE '^(#|$$)' debian-packages.txt | while read -r p _; do \
-	  dpkg-query -W -f '$${db:Status-Abbrev}' "$$p" 2>/dev/null | grep -q '^ii' || echo "$$p"; done); \
-	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
-	  apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends $$missing; fi
+	@$(call install,debian-packages.txt)
+
+.PHONY: packages-vm
+packages-vm: ## the same for the virtual machine (debian-packages-vm.txt)
+	@$(call install,debian-packages-vm.txt)
 
 $(VENV)/.ready: requirements.lock pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV)
@@ -40,15 +49,15 @@ check: setup ## format, lint, types, import rules, dead code
 	$(BIN)/vulture
 
 .PHONY: test
-test: check ## everything in check, and every test
-	$(BIN)/pytest
+test: check ## everything in check, and every test but those of make test-vm
+	$(BIN)/pytest -m "not vm"
 
 .PHONY: unit
 unit: setup ## the tests without the end-to-end ones
 	$(BIN)/pytest -m "not e2e and not vm"
 
 .PHONY: test-vm
-test-vm: setup ## the tests on Debian's kernel, which has WireGuard and IPIP, in a virtual machine
+test-vm: setup packages-vm ## the tests on Debian's kernel, which has WireGuard and IPIP, in a virtual machine
 	$(BIN)/pytest -m vm -v tests/vm
 
 .PHONY: bench

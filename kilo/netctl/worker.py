@@ -96,6 +96,7 @@ class NetctlWorker:
         monitor.on_host, monitor.on_objects = self._on_host, self._settle
         monitor.on_default, monitor.on_lost = self._on_default, self._on_lost
         monitor.watch(self._loop)
+        self._firewall.watch(self._loop, self._on_firewall)
         self._host.load()
         self._host.load_default()
         self._names.ask()
@@ -111,6 +112,7 @@ class NetctlWorker:
         if clean_up and self._config.clean_up:
             self._clean_up()
         self._monitor.close()
+        self._firewall.close()
         if self._interface.device is not None:
             self._interface.device.close()
         self._netlink.close()
@@ -176,6 +178,7 @@ class NetctlWorker:
         device = self._interface.device
         self._report.info["interface"] = self._config.interface
         self._report.info["wireguard"] = device.kind if device else ""
+        self._report.info["firewall"] = self._firewall.told
         gauges = self._report.gauges
         told = gauges.get("applied_generation"), self._report.phase
         gauges["repairs_total"] = self._passes.repairs
@@ -209,6 +212,10 @@ class NetctlWorker:
     def _settled(self) -> None:
         self._settling = False
         self._passes.request()
+
+    def _on_firewall(self) -> None:
+        self._passes.reread([self._firewall])
+        self._settle()
 
     def _on_default(self) -> None:
         self._host.load_default()

@@ -116,13 +116,17 @@ class Agent:
 
         return wait_until(ready, seconds, f"worker {name} of {self.host.name} is ready")
 
-    def phase(self, name: str) -> str:
-        """The state of a worker as the parent sees it: down, starting, ready or stopping."""
+    def phases(self) -> dict[str, str]:
+        """The state of each worker as the parent sees it: down, starting, ready or stopping."""
         try:
             reply = ask(str(self.host.path("/run/kilo")), Request("status"))
         except KiloError:
-            return "down"
-        return next((worker.state for worker in reply.workers if worker.worker == name), "down")
+            return {}
+        return {worker.worker: worker.state for worker in reply.workers}
+
+    def phase(self, name: str) -> str:
+        """The state of one worker."""
+        return self.phases().get(name, "down")
 
     def status(self) -> str:
         """What ``kg status`` prints here."""

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 ECHO_REPLY = 0
 ECHO_REQUEST = 8
@@ -160,3 +160,17 @@ class Pinger:
             self._listen(left)
         self._raw.close()
         return self.losses(0)
+
+    def last_answered(self) -> float:
+        """When the newest ping that has been answered was sent, by time.monotonic(); 0 before the first."""
+        newest = max(self._answered, default=-1)
+        return self._sent[newest] if newest >= 0 else 0.0
+
+    def longest_silence(self) -> float:
+        """Seconds in which nothing was answered: from the last answered ping before a row of lost ones,
+        by when it was sent, to the first one after it."""
+        answered = [sent for number, sent in enumerate(self._sent) if number in self._answered]
+        if not self._sent:
+            return 0.0
+        marks = [self._sent[0], *answered, self._sent[-1]]
+        return max(after - before for before, after in pairwise(marks))

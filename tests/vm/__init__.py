@@ -1,4 +1,4 @@
-"""Tests on a kernel that has WireGuard and IPIP: Debian's own, in a virtual machine over this machine's files.
+"""Tests on a kernel that has WireGuard and IPIP: Debian's, in a virtual machine over this machine's files.
 
 ``inside`` holds the tests. They are collected twice: by the pytest that somebody started, which boots
 one machine and waits, and by a pytest in that machine, which runs them and tells the first.

@@ -1,4 +1,4 @@
-"""Hands the tests of ``inside`` to a virtual machine, and reports what becomes of them as if they ran here."""
+"""Hands the tests of ``inside`` to a virtual machine, and reports them as if they ran here."""
 
 from __future__ import annotations
 

@@ -28,4 +28,4 @@ modprobe -a tun veth bridge wireguard overlay || echo "modprobe failed"
 ip link set lo up
 export KILO_VM=1 HOME=/tmp TMPDIR=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
-exec "$3" -m pytest -p pytest_timeout -p tests.vm.relay -p no:cacheprovider -v --color=no @/run/job/tests
+exec "$3" -m pytest -p pytest_timeout -p tests.vm.relay -p no:cacheprovider -v --tb=short --color=no @/run/job/tests

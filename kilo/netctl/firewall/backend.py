@@ -2,16 +2,17 @@
 
 ``Desired`` is the meaning of the plan: which constant rules there are, and the members of each set.
 A ``Backend`` is one way of having the kernel do that: ``kilo.netctl.firewall.legacy`` by the xtables
-and ipset. Pure: no socket is opened here.
+and ipset, ``kilo.netctl.firewall.nft`` by nf_tables. Pure: no socket is opened here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Protocol
 
 from kilo.model.net import bounds, parse_interface
 from kilo.model.plan import Firewall, FirewallSet
+from kilo.netctl.firewall.members import Interval, Members
 from kilo.netctl.reconcile import Outcome
 
 SetId = tuple[FirewallSet, int]
@@ -47,10 +48,25 @@ class Desired:
         self.policy: Firewall | None = None
         self.moved: set[SetId | str] = {"policy"}
         self._known: set[tuple[str, str]] = set()
-        self._members: dict[SetId, dict[bytes, int]] = {(k, v): {} for k in FILL_ORDER for v in (4, 6)}
+        self._sets: dict[SetId, Members] = {(k, v): Members() for k in FILL_ORDER for v in (4, 6)}
 
     def members(self, set_id: SetId) -> Set[bytes]:
-        return self._members[set_id].keys()
+        return self._sets[set_id].networks()
+
+    def outer(self, set_id: SetId) -> Set[Interval]:
+        """The members that lie in no other."""
+        return self._sets[set_id].outer()
+
+    def outer_moved(self, set_id: SetId) -> Set[Interval]:
+        """What the plan changed about ``outer`` since the kernel last matched."""
+        return self._sets[set_id].outer_moved
+
+    def matched(self) -> None:
+        """The kernel is as is asked for."""
+        for moved in self.moved:
+            if not isinstance(moved, str):
+                self._sets[moved].outer_moved.clear()
+        self.moved.clear()
 
     def want(self, policy: Firewall | None) -> None:
         if policy != self.policy:
@@ -62,10 +78,8 @@ class Desired:
         if (kind, network) in self._known:
             return
         version, member = member_of(network)
-        members = self._members[kind, version]
         self._known.add((kind, network))
-        members[member] = members.get(member, 0) + 1
-        if members[member] == 1:
+        if self._sets[kind, version].add(member):
             self.moved.add((kind, version))
 
     def remove(self, kind: FirewallSet, network: str) -> None:
@@ -73,11 +87,8 @@ class Desired:
         if (kind, network) not in self._known:
             return
         version, member = member_of(network)
-        members = self._members[kind, version]
         self._known.remove((kind, network))
-        members[member] -= 1
-        if not members[member]:
-            del members[member]
+        if self._sets[kind, version].remove(member):
             self.moved.add((kind, version))
 
     def kinds(self) -> tuple[FirewallSet, ...]:
@@ -94,12 +105,35 @@ class Desired:
         return True
 
 
+class Readers(Protocol):
+    """The part of the worker's loop that a backend needs: kilo.bus.Loop has it."""
+
+    def add_reader(self, source: int, callback: Callable[[], None]) -> None: ...
+
+    def remove_reader(self, source: int) -> None: ...
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> object: ...
+
+
 class Backend(Protocol):
     """Makes the kernel's firewall match a Desired. Called by kilo.netctl.firewall.reconciler alone.
 
-    Nothing raises but ``load``; what did not work is told in outcomes, each under the key of the
-    object that it is about, and an outcome without error for a key takes an earlier error back.
+    Nothing raises but ``load`` and ``watch``; what did not work is told in outcomes, each under the
+    key of the object that it is about, and an outcome without error for a key takes an earlier error
+    back. ``told``: what this is, for a person.
     """
+
+    @property
+    def told(self) -> str: ...
+
+    def watch(self, readers: Readers, on_drift: Callable[[], None]) -> None:
+        """Call ``on_drift`` when somebody else changes what is ours: it is time to ``load``.
+
+        Where the kernel sends no events, it is never called. Raises TemporaryError.
+        """
+
+    def close(self) -> None:
+        """Close what is open. The kernel keeps all that it has."""
 
     def load(self) -> None:
         """Read what there is of ours. Changes nothing. Raises TemporaryError."""

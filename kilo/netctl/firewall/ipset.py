@@ -44,11 +44,13 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 _HEADER = struct.Struct("=IHHIIBBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _NO_TYPE, _OTHER_TYPE = 4098, 4103
+REFERRED = 4100
+_NO_IPSET = (errno.EINVAL, errno.EOPNOTSUPP)
 _PRIVATE = {
     4097: "protocol error",
     _NO_TYPE: f"the kernel has no set type {_TYPE_NAME} (module ip_set_hash_net)",
     4099: "no more sets are allowed",
-    4100: "rules still refer to it",
+    REFERRED: "rules still refer to it",
     _OTHER_TYPE: "it exists with another type",
     4352: "it is full",
 }
@@ -108,16 +110,24 @@ class Ipset:
         try:
             self._call(_TYPE, _text(_A_TYPE, _TYPE_NAME) + _byte(_A_FAMILY, socket.AF_INET), "ipset")
         except IpsetError as e:
-            if e.code in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT, _NO_TYPE):
+            if e.code in (*_NO_IPSET, errno.ENOENT, _NO_TYPE):
                 raise IpsetMissing(str(e)) from e
             raise
 
     def names(self, pattern: re.Pattern[str] = OF_LEGACY) -> list[str]:
-        """The names of all sets that are ours, of the backend that ``pattern`` is for."""
+        """The names of all sets that are ours, of the backend that ``pattern`` is for.
+
+        Raises IpsetMissing if the kernel has no sets at all.
+        """
         flags = _attribute(_A_FLAGS | _NETWORK_ORDER, struct.pack("!I", _NAMES_ONLY))
         found = []
-        for message in self._dump(flags, "listing sets"):
-            found += [_string(value) for kind, value in _attributes(message) if kind == _A_NAME]
+        try:
+            for message in self._dump(flags, "listing sets"):
+                found += [_string(value) for kind, value in _attributes(message) if kind == _A_NAME]
+        except IpsetError as e:
+            if e.code in _NO_IPSET:
+                raise IpsetMissing(str(e)) from e
+            raise
         return [name for name in found if pattern.fullmatch(name)]
 
     def members(self, name: str) -> set[bytes] | None:

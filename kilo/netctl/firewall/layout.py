@@ -148,11 +148,16 @@ def block_request(name: str, size: int) -> bytearray:
     return bytearray(_BLOCK.pack(name.encode(), size)) + bytearray(size)
 
 
+def entries_of(buffer: bytes | bytearray) -> bytes:
+    """The entries in an answer to block_request."""
+    return bytes(memoryview(buffer)[_BLOCK.size :])
+
+
 def parse_table(family: Family, info: Info, buffer: bytes | bytearray) -> Table:
     """The rules in an answer to block_request. Raises TemporaryError if it makes no sense."""
-    block = bytes(memoryview(buffer)[_BLOCK.size :])
+    block = entries_of(buffer)
     try:
-        firsts = _our_chains(block)
+        firsts = chains_called(block, OUR_CHAINS)
         names = {first: name for name, first in firsts.items()}
         table = Table()
         for name, (start, end) in info.chains.items():
@@ -165,10 +170,10 @@ def parse_table(family: Family, info: Info, buffer: bytes | bytearray) -> Table:
     return table
 
 
-def _our_chains(block: bytes) -> dict[str, int]:
-    """The offset of the first rule of each chain of ours, by name."""
+def chains_called(block: bytes, prefix: str) -> dict[str, int]:
+    """The offset of the first rule of each chain whose name begins with ``prefix``, by name."""
     firsts = {}
-    mark = _ERROR_HEAD + OUR_CHAINS.encode()
+    mark = _ERROR_HEAD + prefix.encode()
     at = block.find(mark)
     while at >= 0:
         name_at = at + _HEAD.size

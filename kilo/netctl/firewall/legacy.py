@@ -19,7 +19,7 @@ from kilo.log import Logger
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall import xtables
 from kilo.netctl.firewall.attempts import Attempts
-from kilo.netctl.firewall.backend import Desired, SetId
+from kilo.netctl.firewall.backend import Desired, Readers, SetId
 from kilo.netctl.firewall.ipset import Ipset, in_kernel, name_of
 from kilo.netctl.firewall.layout import SET_REVISION
 from kilo.netctl.firewall.rules import FILTER, NAT, TABLES, Selector, by_address, by_set, layout_of
@@ -58,6 +58,16 @@ class LegacyBackend:
         self._sets = Sets(log, new_ipset, has_match=None if remover else _has_set_match)
         self._tables = Tables(log)
         self._to_do = {"apply", "prune"}
+
+    @property
+    def told(self) -> str:
+        return "legacy" if self._sets.usable else "legacy, without ipset"
+
+    def watch(self, readers: Readers, on_drift: Callable[[], None]) -> None:
+        """A legacy table, or an ipset, tells nobody that it has changed."""
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
     def settled(self) -> bool:
         return not self._to_do and not self._attempts.failing

@@ -5,15 +5,16 @@ Pure. Work that stands in one list is done in one transaction. Called by kilo.ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Literal, NamedTuple
 
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall.backend import SetId
 from kilo.netctl.firewall.edits import Delete, splice
 from kilo.netctl.firewall.ipset import name_of
+from kilo.netctl.firewall.members import Interval
 from kilo.netctl.firewall.nft_expressions import form_of
-from kilo.netctl.firewall.nft_intervals import Change, Interval, growth, replacement
+from kilo.netctl.firewall.nft_intervals import Change, growth, replacement
 from kilo.netctl.firewall.nft_layout import TABLE, HostRules, OwnTable, set_name
 from kilo.netctl.firewall.nft_messages import (
     delete_chain,
@@ -38,6 +39,28 @@ PARTS: tuple[Part, ...] = ("kilo", "filter", "nat")
 _NO_RULES = HostRules("first", ())
 
 
+class Look(NamedTuple):
+    """What a set shall hold; ``only``: the part that can differ from what it has, None for all of it."""
+
+    wanted: Set[Interval]
+    only: Set[Interval] | None = None
+
+    def growth(self, actual: Set[Interval]) -> Change:
+        return growth(*self._parts(actual))
+
+    def replacement(self, actual: Set[Interval]) -> Change:
+        return replacement(*self._parts(actual))
+
+    def _parts(self, actual: Set[Interval]) -> tuple[Set[Interval], Set[Interval]]:
+        """What is wanted and what there is, as far as they have to be compared.
+
+        Where the set was right before ``only`` moved, all that a wanted one overlaps with has moved.
+        """
+        if self.only is None:
+            return self.wanted, actual
+        return self.only & self.wanted, self.only & actual
+
+
 class Work(NamedTuple):
     """Requests that change one object. ``key`` names it in outcomes.
 
@@ -52,7 +75,7 @@ class Work(NamedTuple):
 
 
 def put_right(
-    version: int, found: Found, wanted: OwnTable, members: Mapping[FirewallSet, set[Interval]]
+    version: int, found: Found, wanted: OwnTable, members: Mapping[FirewallSet, Look]
 ) -> list[Work]:
     """Our table as it should be, with sets that lack no member; ``members`` has those to look at."""
     anew = found.table and not found.sound
@@ -65,7 +88,7 @@ def put_right(
     fresh = [kind for kind in wanted.sets if kind not in sets]
     before += (new_set(version, TABLE, set_name(kind), number) for number, kind in enumerate(fresh, 1))
     fills = [
-        _set_work(version, kind, growth(members[kind], sets.get(kind, set())))
+        _set_work(version, kind, members[kind].growth(sets.get(kind, set())))
         for kind in wanted.sets
         if kind in members
     ]
@@ -74,12 +97,10 @@ def put_right(
     return [work for work in works if work.requests]
 
 
-def thin_out(
-    version: int, found: Found, wanted: OwnTable, members: Mapping[FirewallSet, set[Interval]]
-) -> list[Work]:
+def thin_out(version: int, found: Found, wanted: OwnTable, members: Mapping[FirewallSet, Look]) -> list[Work]:
     """What our table's sets have too much of, and sets that are no longer wanted."""
     works = [
-        _set_work(version, kind, replacement(members[kind], found.sets[kind]))
+        _set_work(version, kind, members[kind].replacement(found.sets[kind]))
         for kind in reversed(wanted.sets)
         if kind in members and kind in found.sets
     ]
@@ -130,10 +151,11 @@ def put_host_right(
     requests: dict[str, list[Request]] = {"filter": [], "nat": []}
     for place, rules in found.host.items():
         requests[place[0]] += _splice(version, place, rules, wanted.get(place, _NO_RULES))
-    for place in found.left:
-        requests[place[0]].append(flush_chain(version, *place))
-    for place, others in found.left.items():
-        if others <= 0:
+    for place, left in found.left.items():
+        if left.rules:
+            requests[place[0]].append(flush_chain(version, *place))
+    for place, left in found.left.items():
+        if not left.others:
             requests[place[0]].append(delete_chain(version, *place))
     parts: tuple[Part, ...] = ("filter", "nat")
     return [Work(part, table_key(part, version), causes, requests[part]) for part in parts if requests[part]]
@@ -141,7 +163,7 @@ def put_host_right(
 
 def held(found: Found, part: Part) -> list[str]:
     """Chains called KILO-… to which rules of others jump."""
-    return [chain for (table, chain), others in found.left.items() if table == part and others > 0]
+    return [chain for (table, chain), left in found.left.items() if table == part and left.others]
 
 
 def _splice(version: int, place: HostChain, rules: list[HostRule], wanted: HostRules) -> Iterator[Request]:

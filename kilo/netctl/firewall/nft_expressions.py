@@ -78,19 +78,20 @@ def in_set(version: int, side: Side, name: str, inverted: bool = False) -> tuple
 
 
 def in_network(version: int, side: Side, member: bytes) -> tuple[Expression, ...]:
-    """The packet's source or destination is in a network; ``member`` as of backend.member_of."""
+    """The packet's source or destination is in a network; ``member`` as of backend.member_of.
+
+    As iptables-nft has it: whole bytes are compared, and a mask is used only if there is a rest.
+    """
     network, bits = member[:-1], member[-1]
     size = len(network)
+    if bits == 0:
+        return ()
+    if bits % 8 == 0:
+        return (_address(version, side, bits // 8), _equals(network[: bits // 8]))
     mask = ((1 << size * 8) - (1 << size * 8 - bits)).to_bytes(size)
-    masked = Expression(
-        "bitwise",
-        be32(1, _REGISTER)
-        + be32(2, _REGISTER)
-        + be32(3, size)
-        + nested(4, attribute(1, mask))
-        + nested(5, attribute(1, bytes(size))),
-    )
-    return (_address(version, side), *((masked,) if bits < size * 8 else ()), _equals(network))
+    operands = nested(4, attribute(1, mask)) + nested(5, attribute(1, bytes(size)))
+    masked = be32(1, _REGISTER) + be32(2, _REGISTER) + be32(3, size) + operands
+    return (_address(version, side), Expression("bitwise", masked), _equals(network))
 
 
 def protocol(number: int) -> tuple[Expression, ...]:
@@ -118,10 +119,11 @@ def xt_comment(comment: str) -> Expression:
     return xt_match("comment", 0, comment.encode().ljust(256, b"\0"))
 
 
-def _address(version: int, side: Side) -> Expression:
+def _address(version: int, side: Side, count: int = 0) -> Expression:
+    """Load an address, or its first ``count`` bytes."""
     offset, size = _ADDRESS_AT[version, side]
-    data = be32(1, _REGISTER) + be32(2, _NETWORK_HEADER) + be32(3, offset) + be32(4, size)
-    return Expression("payload", data)
+    where = be32(2, _NETWORK_HEADER) + be32(3, offset) + be32(4, count or size)
+    return Expression("payload", be32(1, _REGISTER) + where)
 
 
 def _equals(value: bytes) -> Expression:

@@ -1,8 +1,7 @@
-"""Networks as the intervals that a set of nf_tables holds, and what to change about a set.
+"""The intervals that a set of nf_tables has, and what to change about it.
 
-Pure. A set takes no intervals that overlap. Networks never overlap by halves: one lies in the other,
-or they are apart. So a set holds the outermost of its members, and a member that lies in another is
-there only in our memory, until that one goes. Called by the nft_… modules.
+Pure. A set takes no intervals that overlap, so it holds the outermost of the networks that are
+wanted (see members). Called by the nft_… modules.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Set
 from typing import NamedTuple
 
-Interval = tuple[bytes, bytes]
-"""The first address, and the one after the last, in network order; b"" if there is none after it."""
+from kilo.netctl.firewall.members import Interval
+
+Bound = tuple[bytes, bool]
+"""A key of a set, and whether an interval starts with it; else one ends before it."""
 CATCH_ALL: Interval = (b"", b"")
 """nft's ``*``, which stands for everything, and is none of ours."""
 
@@ -30,46 +31,23 @@ class Change(NamedTuple):
 NO_CHANGE = Change(set(), set())
 
 
-def outermost(members: Set[bytes]) -> set[Interval]:
-    """The intervals of ``members`` (as of backend.member_of, of one IP version) that lie in no other."""
-    found: set[Interval] = set()
-    behind: bytes | None = b""
-    for member in sorted(members):  # of those that start alike, the widest first
-        first = member[:-1]
-        if behind is None or first < behind:
-            continue
-        size = len(first) * 8
-        last = int.from_bytes(first) + (1 << size - member[-1])
-        behind = last.to_bytes(len(first)) if last < 1 << size else None
-        found.add((first, behind or b""))
-    return found
-
-
-def intervals(bounds: Iterable[tuple[bytes, bool]]) -> set[Interval]:
-    """The intervals between ``bounds``, in any order: a key, and whether an interval ends before it.
+def intervals(bounds: Iterable[Bound]) -> set[Interval]:
+    """The intervals between ``bounds``, in any order.
 
     An end that ends nothing is left out: nft puts one at address zero.
     """
     found: set[Interval] = set()
-    open_at: bytes | None = None
-    for key, ends in sorted(bounds, key=_end_first):
+    start: bytes | None = None
+    for key, starts in sorted(bounds):  # where one ends and the next starts, the end comes first
         if not key:
             found.add(CATCH_ALL)
-        elif ends:
-            if open_at is not None:
-                found.add((open_at, key))
-            open_at = None
-        else:
-            if open_at is not None:
-                found.add((open_at, key))
-            open_at = key
-    if open_at is not None:
-        found.add((open_at, b""))
+            continue
+        if start is not None:
+            found.add((start, key))
+        start = key if starts else None
+    if start is not None:
+        found.add((start, b""))
     return found
-
-
-def _end_first(bound: tuple[bytes, bool]) -> tuple[bytes, bool]:
-    return bound[0], not bound[1]
 
 
 def growth(wanted: Set[Interval], actual: Set[Interval]) -> Change:

@@ -6,10 +6,12 @@ question. Source of the format: linux/netfilter/nf_tables.h. Called by the nft_â
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from kilo.netctl.firewall.members import Interval
 from kilo.netctl.firewall.nft_expressions import (
     Form,
     Rule,
@@ -18,7 +20,7 @@ from kilo.netctl.firewall.nft_expressions import (
     pack_expressions,
     read_form,
 )
-from kilo.netctl.firewall.nft_intervals import CATCH_ALL, Interval
+from kilo.netctl.firewall.nft_intervals import CATCH_ALL, Bound
 from kilo.netctl.netlink.attributes import as_text, attribute, nested, parse, text, walk
 from kilo.netctl.netlink.socket import NLM_F_CREATE, Message, Request
 
@@ -241,6 +243,13 @@ def parse_chain(message: Message) -> ChainInfo:
     )
 
 
+def chain_of(message: Message) -> str:
+    """The chain that an event about a chain or a rule is about."""
+    found = parse(message.data, message.start + HEADER, message.end)
+    kind = _CHAIN_NAME if message.kind in (NEWCHAIN, DELCHAIN) else _NAME_OR_CHAIN
+    return as_text(found.get(kind, b""))
+
+
 def parse_set(version: int, message: Message) -> SetInfo:
     found = parse(message.data, message.start + HEADER, message.end)
     facts = (_number(found.get(_SET_KEY_TYPE)), _number(found.get(_SET_KEY_SIZE)))
@@ -266,28 +275,42 @@ def parse_generation(message: Message) -> int:
     return _number(parse(message.data, message.start + HEADER, message.end).get(1))
 
 
-def parse_bounds(version: int, messages: Iterable[Message]) -> list[tuple[bytes, bool]]:
-    """The elements of a set: a key, and whether an interval ends before it or starts with it.
-
-    What has no key, since it stands for everything, has the key b"".
-    """
+def parse_bounds(version: int, messages: Iterable[Message]) -> list[Bound]:
+    """The elements of a set. What has no key, since it stands for everything, has the key b""."""
     size = _KEYS[version][1]
-    found: list[tuple[bytes, bool]] = []
+    found: list[Bound] = []
     for message in messages:
-        data = message.data
-        for kind, start, end in walk(data, message.start + HEADER, message.end):
+        for kind, start, end in walk(message.data, message.start + HEADER, message.end):
             if kind == _ELEMENTS:
-                for _, first, last in walk(data, start, end):
-                    if last - first == 8 + size:
-                        found.append((data[first + 8 : last], False))
-                    else:
-                        found.append(_bound(data, first, last))
+                found += _bounds(message.data[start:end], size)
     return found
 
 
-def _bound(data: bytes, start: int, end: int) -> tuple[bytes, bool]:
+def _bounds(elements: bytes, size: int) -> list[Bound]:
+    """Elements have one of two forms, unless somebody put in others than we do."""
+    pairs = _USUAL_ELEMENTS[size].findall(elements)
+    usual = [(start or end, bool(start)) for start, end in pairs]
+    lengths = (12 + size, 20 + size)
+    if sum(lengths[not starts] for _, starts in usual) == len(elements):
+        return usual
+    return [_bound(elements, first, last) for _, first, last in walk(elements, 0, len(elements))]
+
+
+def _usual_elements(size: int) -> re.Pattern[bytes]:
+    """A start, or an end, with the kernel's framing, which may have flags for nesting or not."""
+    frames = []
+    for before, after in ((12 + size, b""), (20 + size, be32(_ELEMENT_FLAGS, _ENDS))):
+        head = b"..".join(re.escape(bytes((length, 0))) for length in (before, 8 + size, 4 + size))
+        frames.append(head + re.escape(b"\1\0") + b"(.{%d})" % size + re.escape(after))
+    return re.compile(b"|".join(frames), re.DOTALL)
+
+
+_USUAL_ELEMENTS = {size: _usual_elements(size) for _, size in _KEYS.values()}
+
+
+def _bound(data: bytes, start: int, end: int) -> Bound:
     found = parse(data, start, end)
-    return found.get(_ELEMENT_KEY, b"")[4:], bool(_number(found.get(_ELEMENT_FLAGS)) & _ENDS)
+    return found.get(_ELEMENT_KEY, b"")[4:], not _number(found.get(_ELEMENT_FLAGS)) & _ENDS
 
 
 def _number(value: bytes | None) -> int:

@@ -133,6 +133,7 @@ def _message(request: Request, sequence: int, flags: int = 0) -> bytes:
     return head + body + bytes(-len(body) % 4)
 
 
-def nothing_known(error: TemporaryError) -> bool:
-    """Whether an error says that the kernel has no nf_tables."""
-    return isinstance(error, KernelError) and error.errno in ABSENT
+def is_absence(error: TemporaryError) -> bool:
+    """Whether an error says that the kernel has no nf_tables, or no netfilter netlink at all."""
+    cause = error if isinstance(error, KernelError) else error.__cause__
+    return getattr(cause, "errno", 0) in ABSENT

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from kilo.errors import TemporaryError
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall.layout import OUR_CHAINS
+from kilo.netctl.firewall.members import Interval
 from kilo.netctl.firewall.nft_expressions import Form
-from kilo.netctl.firewall.nft_intervals import Interval, intervals
+from kilo.netctl.firewall.nft_intervals import intervals
 from kilo.netctl.firewall.nft_layout import CHAINS, HOST_TABLES, SETS, TABLE, set_name
 from kilo.netctl.firewall.nft_messages import (
     GETRULE,
@@ -32,7 +33,7 @@ from kilo.netctl.firewall.nft_messages import (
     parse_set,
     table_flags,
 )
-from kilo.netctl.firewall.nft_socket import NftSocket
+from kilo.netctl.firewall.nft_socket import ABSENT, NftSocket
 from kilo.netctl.firewall.rules import OUR_COMMENTS
 from kilo.netctl.netlink.socket import KernelError
 
@@ -52,12 +53,19 @@ class HostRule(NamedTuple):
     form: Form | None
 
 
+class Left(NamedTuple):
+    """A chain called KILO-…: how many rules it has, and how many rules of others jump to it."""
+
+    rules: int
+    others: int
+
+
 @dataclass
 class Found:
     """What there is, of one IP version.
 
     ``sound``: nothing is in our table but chains and sets as we declare them; else it has to be
-    made anew. ``left``: chains called KILO-…, and how many rules of others jump there.
+    made anew. ``host``: the base chains of the host's tables. ``left``: the chains called KILO-….
     """
 
     table: bool = False
@@ -65,7 +73,7 @@ class Found:
     sets: dict[FirewallSet, set[Interval]] = field(default_factory=dict)
     chains: dict[str, list[Form]] = field(default_factory=dict)
     host: dict[HostChain, list[HostRule]] = field(default_factory=dict)
-    left: dict[HostChain, int] = field(default_factory=dict)
+    left: dict[HostChain, Left] = field(default_factory=dict)
 
 
 def read(netlink: NftSocket, version: int, known: Elements | None = None) -> Found:
@@ -112,7 +120,7 @@ def _read_table(netlink: NftSocket, version: int, found: Found, known: Elements 
     try:
         message = netlink.ask(GETTABLE, of_table(version, TABLE))[0]
     except KernelError as e:
-        if e.errno != errno.ENOENT:
+        if e.errno != errno.ENOENT and e.errno not in ABSENT:
             raise
         return
     found.table = True
@@ -132,21 +140,23 @@ def _read_table(netlink: NftSocket, version: int, found: Found, known: Elements 
 
 
 def _read_host(netlink: NftSocket, version: int, found: Found, chains: Iterable[ChainInfo]) -> None:
-    uses: dict[HostChain, int] = {}
+    sizes: dict[HostChain, int] = {}
+    others: dict[HostChain, int] = {}
     forms: list[tuple[str, Form]] = []
     for chain in chains:
         place = (chain.table, chain.name)
         rules = _rules(netlink, version, chain)
         if chain.name.startswith(OUR_CHAINS):
-            uses[place] = chain.use - len(rules)
+            sizes[place] = len(rules)
+            others[place] = chain.use - len(rules)
         else:
             rules = [rule if _is_ours(rule) else HostRule(rule.handle, None) for rule in rules]
             found.host[place] = rules
         forms += [(chain.table, rule.form) for rule in rules if rule.form is not None]
     for table, form in forms:
-        if (table, form.target) in uses:
-            uses[table, form.target] -= 1
-    found.left = uses
+        if (table, form.target) in others:
+            others[table, form.target] -= 1
+    found.left = {place: Left(sizes[place], max(0, others[place])) for place in sizes}
 
 
 def _rules(netlink: NftSocket, version: int, chain: ChainInfo) -> list[HostRule]:

@@ -6,15 +6,15 @@ the plan nor the kernel has moved costs nothing. Called by kilo.netctl.worker.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import get_args
 
 from kilo.config import Config
 from kilo.log import Logger
 from kilo.model.plan import Firewall as Policy
 from kilo.model.plan import FirewallSet, PlanItem, SetEntry
-from kilo.netctl.firewall.backend import Backend, Desired
-from kilo.netctl.firewall.legacy import LegacyBackend
+from kilo.netctl.firewall.backend import Backend, Desired, Readers
+from kilo.netctl.firewall.selected import SelectedBackend
 from kilo.netctl.reconcile import Outcome
 
 _KINDS: dict[str, FirewallSet] = {kind: kind for kind in get_args(FirewallSet)}
@@ -30,7 +30,23 @@ class Firewall:
         self._desired = Desired()
         self._planned = False
         self._applied = False
-        self._backend = backend or LegacyBackend(log)
+        self._backend = backend or SelectedBackend(config.firewall, log)
+
+    @property
+    def told(self) -> str:
+        """Which firewall it is, and why, for a person; "" until the kernel has been read."""
+        return self._backend.told
+
+    def watch(self, readers: Readers, on_drift: Callable[[], None]) -> None:
+        """Call ``on_drift`` when somebody else changes what is ours, as far as the kernel tells.
+
+        Then ``load`` has to be called, and a pass made. Raises TemporaryError.
+        """
+        self._backend.watch(readers, on_drift)
+
+    def close(self) -> None:
+        """Hear no more; the kernel keeps all that it has."""
+        self._backend.close()
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self._planned, self._applied = True, False
@@ -63,7 +79,7 @@ class Firewall:
             return []
         outcomes = self._backend.prune(self._desired)
         if self._applied and self._backend.settled():
-            self._desired.moved.clear()
+            self._desired.matched()
         return outcomes
 
     def _is_done(self) -> bool:

@@ -25,8 +25,11 @@ from kilo.netctl.firewall.edits import Create, Delete, Drop, Edit, Flush, Insert
 from kilo.netctl.firewall.layout import (
     FAMILIES,
     Family,
+    Info,
     Table,
     block_request,
+    chains_called,
+    entries_of,
     info_request,
     pack,
     parse_info,
@@ -52,6 +55,15 @@ def read_table(version: int, name: str) -> Table:
 
     Raises TableMissing, or TemporaryError where the kernel refuses.
     """
+    return parse_table(FAMILIES[version], *_raw_table(version, name))
+
+
+def chain_names(version: int, name: str, prefix: str) -> set[str]:
+    """The chains of table ``name`` whose names begin with ``prefix``. Makes and raises as read_table."""
+    return set(chains_called(entries_of(_raw_table(version, name)[1]), prefix))
+
+
+def _raw_table(version: int, name: str) -> tuple[Info, bytearray]:
     family = FAMILIES[version]
     with _socket(family) as sock:
         for _ in range(_TRIES):
@@ -66,7 +78,7 @@ def read_table(version: int, name: str) -> Table:
                 block = block_request(name, info.size)
                 error = _ask_tables(sock, family, GET_ENTRIES, block)
                 if not error:
-                    return parse_table(family, info, block)
+                    return info, block
             if error != errno.EAGAIN:  # which says that the table grew in between
                 break
         raise TemporaryError(f"reading table {name} for IPv{version}: {os.strerror(error)}")

@@ -43,7 +43,7 @@ HEADER = _HEADER.size
 _ERROR = struct.Struct("=i")
 _BATCH = 200
 _BUFFER = 1 << 20
-_EVENT_BUFFER = 8 << 20
+EVENT_BUFFER = 8 << 20
 _READ = 1 << 16
 _DUMP_TRIES = 5
 _TIMEOUT = 2.0
@@ -195,7 +195,7 @@ class Netlink:
 class Events:
     """A socket that hears what changes. ``fileno`` makes it a source for the loop."""
 
-    def __init__(self, protocol: int, groups: Iterable[int], buffer: int = _EVENT_BUFFER) -> None:
+    def __init__(self, protocol: int, groups: Iterable[int], buffer: int = EVENT_BUFFER) -> None:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
             self._socket.bind((0, 0))

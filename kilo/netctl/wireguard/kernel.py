@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
-from kilo.errors import TemporaryError
+from kilo.errors import ProtocolError, TemporaryError
 from kilo.model.keys import PresharedKey
 from kilo.model.net import parse_interface
 from kilo.netctl.key import PrivateKey
@@ -85,7 +85,11 @@ class Kernel:
         return one_by_one(changes, CHUNK, self._send)
 
     def _send(self, changes: Sequence[PeerChange]) -> None:
-        for peers in render(changes):
+        try:
+            messages = list(render(changes))
+        except ProtocolError as e:
+            raise TemporaryError(str(e)) from e
+        for peers in messages:
             self._set(self._name + nested(_DEVICE_PEERS, *peers))
 
     def _set(self, attributes: bytes) -> None:

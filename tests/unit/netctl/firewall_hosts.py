@@ -24,8 +24,12 @@ from kilo.log import Logger
 from kilo.model.plan import Firewall as Policy
 from kilo.model.plan import FirewallSet, PlanItem, SetEntry
 from kilo.netctl.firewall import Firewall
+from kilo.netctl.firewall.backend import Backend
+from kilo.netctl.firewall.choice import Kind
 from kilo.netctl.firewall.ipset import Ipset, IpsetMissing
 from kilo.netctl.firewall.legacy import LegacyBackend
+from kilo.netctl.firewall.nft import NftBackend
+from kilo.netctl.firewall.selected import SelectedBackend
 from kilo.netctl.reconcile import Outcome
 
 T = TypeVar("T")
@@ -80,6 +84,8 @@ class Namespace:
     def __init__(self) -> None:
         self.name = f"kgt-{os.getpid()}-fw{next(_count)}"
         subprocess.run(["ip", "netns", "add", self.name], check=True)
+        self.at_end = contextlib.ExitStack()
+        """What is to be closed when the namespace goes."""
         self._thread = ThreadPoolExecutor(1, self.name)
         self.call(self._enter)
 
@@ -93,6 +99,11 @@ class Namespace:
 
     def call(self, function: Callable[[], T]) -> T:
         return self.start(function).result()
+
+    def beside(self, *command: str, text: str = "") -> str:
+        """As ``run``, but while the thread inside is busy."""
+        inside = ("ip", "netns", "exec", self.name, *command)
+        return subprocess.run(inside, input=text, check=True, capture_output=True, text=True).stdout
 
     def run(self, *command: str, text: str = "") -> str:
         """The standard output of a program that runs inside. Raises CalledProcessError."""
@@ -112,6 +123,7 @@ class Namespace:
         self.call(write)
 
     def close(self) -> None:
+        self.at_end.close()
         self._thread.shutdown()
         subprocess.run(["ip", "netns", "delete", self.name], check=True)
 
@@ -157,16 +169,45 @@ class Clock:
         return self.now
 
 
-class Agent:
-    """The firewall of one host, driven as the worker does it."""
+PROGRAMS: dict[Kind, tuple[str, str]] = {
+    "legacy": ("iptables-legacy", "ip6tables-legacy"),
+    "nftables": ("iptables-nft", "ip6tables-nft"),
+}
+"""The iptables of a host that uses the one or the other firewall."""
 
-    def __init__(self, host: Namespace, sets: bool = True, log: Logger | None = None) -> None:
-        self._host = host
-        self.clock = Clock()
+
+class Agent:
+    """The firewall of one host, driven as the worker does it; of one ``kind``, with ipset or without.
+
+    With ``flag``, the value of --firewall, the kind is found out.
+    """
+
+    def __init__(
+        self,
+        host: Namespace,
+        sets: bool = True,
+        log: Logger | None = None,
+        kind: Kind = "legacy",
+        flag: str = "",
+    ) -> None:
         log = log or Logger("netctl", "none")
-        backend = LegacyBackend(log, Ipset if sets else no_ipset, self.clock)
-        self._firewall = Firewall(Config(), log, backend)
+        new_ipset = Ipset if sets else no_ipset
+        self.kind = kind
+        self.clock = Clock()
+        self.backend: Backend
+        if flag:
+            self.backend = SelectedBackend(flag, log, new_ipset, self.clock)
+        else:
+            self.backend = (LegacyBackend if kind == "legacy" else NftBackend)(log, new_ipset, self.clock)
+        self._host = host
+        self._firewall = Firewall(Config(), log, self.backend)
+        host.at_end.callback(self._firewall.close)
         self._host.call(self._firewall.load)
+
+    @property
+    def iptables(self) -> tuple[str, str]:
+        """The host's programs for IPv4 and for IPv6."""
+        return PROGRAMS[self.kind]
 
     def plan(self, *items: PlanItem, without: tuple[PlanItem, ...] = ()) -> list[Outcome]:
         """Change the plan, and do what it says."""
@@ -176,6 +217,10 @@ class Agent:
 
     def step(self) -> list[Outcome]:
         return self._host.call(lambda: self._firewall.apply() + self._firewall.prune())
+
+    def look_anew(self) -> None:
+        """Have nf_tables change elsewhere, so that the next look does not end at finding that it has not."""
+        self._host.run("nft", "add table inet other; delete table inet other")
 
     def prune_after_a_look(self) -> list[Outcome]:
         """What the worker does when it is told to look again in the middle of a pass."""
@@ -210,6 +255,78 @@ def policy(guard: bool = False, forward: bool = False) -> Policy:
 
 def errors(outcomes: list[Outcome]) -> list[str]:
     return [outcome.error for outcome in outcomes if outcome.error]
+
+
+def add_foreign_rules(host: Namespace, kind: Kind) -> None:
+    """What others have: chains of their own, every kind of extension, policies, and counters.
+
+    A policy's own counters start anew with every commit of libiptc, of whichever program.
+    """
+    host.run("ipset", "-exist", "create", "others", "hash:net")
+    for program, address in zip(PROGRAMS[kind], ("203.0.113.1", "2001:db8::1"), strict=True):
+        match_set = "" if "6" in program else "-m set --match-set others src"
+        host.run(
+            f"{program}-restore",
+            "-c",
+            text=f"""*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-POSTROUTING - [0:0]
+[3:300] -A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+[4:400] -A POSTROUTING -d {address} -j MASQUERADE --random-fully
+[5:500] -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+[6:600] -A KUBE-POSTROUTING -m comment --comment "not Kilo: this" -j MASQUERADE
+COMMIT
+*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:MINE - [0:0]
+[10:1000] -A INPUT -p tcp -m multiport --dports 22,80:90 -m conntrack --ctstate NEW -j ACCEPT
+[11:1100] -A INPUT -i lo -g MINE
+[12:1200] -A FORWARD {match_set} -m limit --limit 5/min -j LOG --log-prefix "seen "
+[13:1300] -A MINE ! -s {address} -j DROP
+COMMIT
+""",
+        )
+
+
+def go_rules(nodes: int) -> str:
+    """What the Go agent makes of a mesh with that many nodes, as it stands on a leader."""
+    forward, nat, ipip, jumps = [], [], [], []
+    for n in range(nodes):
+        pods, address = f"10.{n // 250 + 10}.{n % 250}.0/24", f"10.1.{n // 250}.{n % 250 + 1}/32"
+        jumps.append(
+            f'-A POSTROUTING -s {pods} -m comment --comment "Kilo: jump to KILO-NAT chain" -j KILO-NAT'
+        )
+        nat.append(f'-A KILO-NAT -d {pods} -m comment --comment "Kilo: do not NAT" -j RETURN')
+        forward.append(
+            f'-A FORWARD -s {pods} -m comment --comment "Kilo: forward packets from the pod subnet" -j ACCEPT'
+        )
+        forward.append(
+            f'-A FORWARD -d {pods} -m comment --comment "Kilo: forward packets to the pod subnet" -j ACCEPT'
+        )
+        ipip.append(f'-A KILO-IPIP -s {address} -m comment --comment "Kilo: allow IPIP traffic" -j ACCEPT')
+    lines = [
+        "*nat",
+        ":KILO-NAT - [0:0]",
+        *jumps,
+        '-A POSTROUTING -d 10.77.0.0/16 -m comment --comment "Kilo: jump to NAT chain" -j KILO-NAT',
+        *nat,
+        '-A KILO-NAT -m comment --comment "Kilo: NAT remaining packets" -j MASQUERADE',
+        "COMMIT",
+        "*filter",
+        ":KILO-IPIP - [0:0]",
+        *forward,
+        '-A INPUT -p 4 -m comment --comment "Kilo: jump to IPIP chain" -j KILO-IPIP',
+        *ipip,
+        '-A INPUT -p 4 -m comment --comment "Kilo: reject other IPIP traffic" -j DROP',
+        "COMMIT",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 PATIENT, BRIEF = 3.0, 0.3
@@ -270,14 +387,17 @@ def ipip_arrives(
 def sources_seen(
     sender: Namespace, source: str, receiver: Namespace, destination: str, meanwhile: Callable[[], None]
 ) -> set[str]:
-    """The source addresses of a stream of UDP packets, each a flow of its own, as they arrive."""
+    """The source addresses of a stream of UDP packets, each a flow of its own, as they arrive.
+
+    ``meanwhile`` begins once the first has arrived.
+    """
     port, over = next(_ports), threading.Event()
 
     def listen() -> socket.socket:
         s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         s.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
         s.bind((destination, port))
-        s.settimeout(BRIEF)
+        s.settimeout(PATIENT)
         return s
 
     def stream() -> None:
@@ -290,10 +410,12 @@ def sources_seen(
     with receiver.call(listen) as listening:
         streaming = sender.start(stream)
         try:
+            found.add(str(listening.recvfrom(16)[1][0]))
             meanwhile()
         finally:
             over.set()
             streaming.result()
+        listening.settimeout(BRIEF)
         with contextlib.suppress(TimeoutError):
             while True:
                 found.add(str(listening.recvfrom(16)[1][0]))

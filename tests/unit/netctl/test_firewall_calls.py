@@ -1,4 +1,4 @@
-"""Which system calls the firewall makes, seen from outside; and a host without IPv6."""
+"""Which system calls either firewall makes, seen from outside; and a host without IPv6."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 import kilo
+from kilo.netctl.firewall.choice import Kind
 from tests.unit.netctl.firewall_hosts import Namespace
 
 _START = """
-import os
+import os, sys
 from kilo.config import Config
 from kilo.log import Logger
 from kilo.model.plan import Firewall as Policy, SetEntry
 from kilo.netctl.firewall import Firewall
-firewall = Firewall(Config(), Logger("netctl", "none"))
+firewall = Firewall(Config(firewall=sys.argv[1]), Logger("netctl", "none"))
 items = [Policy(ipip_guard=True, forward=True)]
 for n in range(50):
     for kind in ("no_masquerade_to", "masquerade_from", "ipip_accept_from", "forward_accept_to"):
@@ -88,6 +89,7 @@ print(sorted(o.key for o in outcomes if "v6" in o.key), len(outcomes))
 _TRACED = "trace=setsockopt,sendto,sendmsg,execve,clone,clone3,fork,vfork,write"
 _TYPES = {"0x607": "LIST", "0x609": "ADD", "0x60a": "DEL", "0x603": "DESTROY"}
 """strace gives a message's type as a number or in words, as it happens to know the socket."""
+_MESSAGE = re.compile(r"(?:nlmsg_type=|NFT_MSG_|_CMD_|SO_SET_|NFNL_MSG_)(?!NFNL)(\w+)")
 
 
 @pytest.fixture
@@ -98,32 +100,56 @@ def host() -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def phases(host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """What was called in each phase: names of calls, and types of netlink messages."""
+def kind() -> Kind:
+    """A test that names none is about the legacy firewall."""
+    return "legacy"
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(kilo.__file__).parents[1]))
+
+
+@pytest.fixture
+def phases(host: Namespace, tmp_path: Path, kind: Kind) -> dict[str, list[str]]:
+    """What was called in each phase: names of calls, and types of netlink messages."""
     trace = tmp_path / "trace"
-    host.run("strace", "-f", "-o", str(trace), "-e", _TRACED, sys.executable, "-c", _START + _CALLS)
+    program = (sys.executable, "-c", _START + _CALLS, kind)
+    host.run("strace", "-f", "-v", "-o", str(trace), "-e", _TRACED, *program)
     result: dict[str, list[str]] = {}
     for line in trace.read_text().splitlines():
         if found := re.search(r'write\(2, "(\w+)"', line):
             result[found[1]] = []
         elif result:
-            call = re.search(r"(?:nlmsg_type=|_CMD_|SO_SET_)(?!NFNL)(\w+)", line) or re.search(
-                r" (\w+)\(", line
-            )
-            if call:
-                result[list(result)[-1]].append(_TYPES.get(call[1], call[1]))
+            calls = _MESSAGE.findall(line) or re.findall(r"^\S+ +(\w+)\(", line)
+            result[list(result)[-1]] += [_TYPES.get(call, call) for call in calls]
     return result
 
 
-def test_at_rest_nothing_is_written_and_nothing_forked(phases: dict[str, list[str]]) -> None:
-    assert set(phases["rest"]) == {"LIST"}
+def both(**expected: object) -> pytest.MarkDecorator:
+    """Run a test for either firewall, with what is expected of it."""
+    return pytest.mark.parametrize(("kind", "expected"), expected.items(), ids=list(expected))
+
+
+@both(legacy={"LIST"}, nftables={"GETGEN"})
+def test_at_rest_nothing_is_written_and_nothing_forked(
+    phases: dict[str, list[str]], expected: set[str]
+) -> None:
+    assert set(phases["rest"]) == expected
     assert phases["quiet"] == []
 
 
-def test_one_member_more_or_less_is_one_message(phases: dict[str, list[str]]) -> None:
-    assert phases["more"] == ["ADD"]
-    assert phases["less"] == ["DEL"]
+@both(
+    legacy=(["ADD"], ["DEL"]),
+    nftables=(
+        ["BATCH_BEGIN", "NEWSETELEM", "BATCH_END", "GETGEN"],
+        ["BATCH_BEGIN", "DELSETELEM", "BATCH_END", "GETGEN"],
+    ),
+)
+def test_one_member_more_or_less_is_one_message(
+    phases: dict[str, list[str]], expected: tuple[list[str], list[str]]
+) -> None:
+    assert (phases["more"], phases["less"]) == expected
 
 
 def test_sets_are_filled_before_the_rules_and_removed_after_them(phases: dict[str, list[str]]) -> None:
@@ -134,19 +160,30 @@ def test_sets_are_filled_before_the_rules_and_removed_after_them(phases: dict[st
     assert end.index("DESTROY") > max(i for i, call in enumerate(end) if call == "REPLACE")
 
 
-def test_the_first_write_forks_nothing_but_modprobe(phases: dict[str, list[str]]) -> None:
-    forks = 2 if os.path.exists("/proc/modules") else 0
-    assert phases["first"].count("execve") <= forks
+@pytest.mark.parametrize("kind", ["nftables"])
+def test_a_transaction_for_each_ip_version(phases: dict[str, list[str]]) -> None:
+    first, end = phases["first"], phases["end"]
+    assert first.count("BATCH_BEGIN") == first.count("BATCH_END") == first.count("NEWTABLE") == 2
+    assert end.count("BATCH_BEGIN") == end.count("BATCH_END") == end.count("DELTABLE") == 2
 
 
-def test_ipv6_that_is_off_is_no_error(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(kilo.__file__).parents[1]))
-    assert host.run(sys.executable, "-c", _START + _WITHOUT_IPV6) == "[] 8\n"
-    assert "KILO-NAT" in host.run("iptables-legacy-save")
-    assert host.run("ip6tables-legacy-save") == ""
+@both(legacy=2 if os.path.exists("/proc/modules") else 0, nftables=0)
+def test_the_first_write_forks_nothing_but_modprobe(phases: dict[str, list[str]], expected: int) -> None:
+    assert phases["first"].count("execve") <= expected
 
 
-def test_memory_does_not_grow(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+@both(legacy="[] 8\n", nftables="[] 4\n")
+def test_ipv6_that_is_off_is_no_error(host: Namespace, kind: Kind, expected: str) -> None:
+    assert host.run(sys.executable, "-c", _START + _WITHOUT_IPV6, kind) == expected
+    if kind == "legacy":
+        assert "KILO-NAT" in host.run("iptables-legacy-save")
+        assert host.run("ip6tables-legacy-save") == ""
+    else:
+        assert "table ip kilo" in host.run("nft", "list", "ruleset")
+        assert "ip6" not in host.run("nft", "list", "ruleset")
+
+
+@pytest.mark.parametrize("kind", ["legacy", "nftables"])
+def test_memory_does_not_grow(host: Namespace, kind: Kind) -> None:
     """600 times read, 80 times written; a table that leaked would be some 10 kB each time."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(kilo.__file__).parents[1]))
-    assert int(host.run(sys.executable, "-c", _START + _MANY_TIMES)) < 1024
+    assert int(host.run(sys.executable, "-c", _START + _MANY_TIMES, kind)) < 1024

@@ -17,7 +17,16 @@ from kilo.netctl.firewall.lock import XtablesLock
 from kilo.netctl.firewall.rules import Chain
 from kilo.netctl.firewall.tables import Tables
 from kilo.netctl.reconcile import Outcome
-from tests.unit.netctl.firewall_hosts import Agent, Namespace, entries, errors, policy
+from tests.unit.netctl.firewall_hosts import (
+    PROGRAMS,
+    Agent,
+    Namespace,
+    add_foreign_rules,
+    entries,
+    errors,
+    go_rules,
+    policy,
+)
 
 SAMPLE = entries(
     masquerade_from="10.2.0.0/24 10.5.0.1/32",
@@ -28,10 +37,6 @@ SAMPLE = entries(
 )
 ALL = policy(guard=True, forward=True)
 SETS = [True, False]
-FOREIGN = {
-    "iptables-legacy": "203.0.113.1",
-    "ip6tables-legacy": "2001:db8::1",
-}
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def host() -> Iterator[Namespace]:
 
 def saved(host: Namespace) -> list[str]:
     """Every rule, chain and counter of every table, without the comments that have the time."""
-    lines = [line for p in FOREIGN for line in host.run(f"{p}-save", "-c").splitlines()]
+    lines = [line for p in PROGRAMS["legacy"] for line in host.run(f"{p}-save", "-c").splitlines()]
     return [line for line in lines if not line.startswith("#")]
 
 
@@ -59,83 +64,11 @@ def sets(host: Namespace) -> list[str]:
     return sorted(host.run("ipset", "list", "-n").split())
 
 
-def add_foreign_rules(host: Namespace) -> None:
-    """What others have: chains of their own, every kind of extension, policies, and counters.
-
-    A policy's own counters start anew with every commit of libiptc, of whichever program.
-    """
-    host.run("ipset", "create", "others", "hash:net")
-    for program, address in FOREIGN.items():
-        match_set = "-m set --match-set others src" if program == "iptables-legacy" else ""
-        host.run(
-            f"{program}-restore",
-            "-c",
-            text=f"""*nat
-:PREROUTING ACCEPT [0:0]
-:INPUT ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
-:POSTROUTING ACCEPT [0:0]
-:KUBE-POSTROUTING - [0:0]
-[3:300] -A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
-[4:400] -A POSTROUTING -d {address} -j MASQUERADE --random-fully
-[5:500] -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
-[6:600] -A KUBE-POSTROUTING -m comment --comment "not Kilo: this" -j MASQUERADE
-COMMIT
-*filter
-:INPUT DROP [0:0]
-:FORWARD DROP [0:0]
-:OUTPUT ACCEPT [0:0]
-:MINE - [0:0]
-[10:1000] -A INPUT -p tcp -m multiport --dports 22,80:90 -m conntrack --ctstate NEW -j ACCEPT
-[11:1100] -A INPUT -i lo -g MINE
-[12:1200] -A FORWARD {match_set} -m limit --limit 5/min -j LOG --log-prefix "seen "
-[13:1300] -A MINE ! -s {address} -j DROP
-COMMIT
-""",
-        )
-
-
-def go_rules(nodes: int) -> str:
-    """What the Go agent makes of a mesh with that many nodes, as it stands on a leader."""
-    forward, nat, ipip, jumps = [], [], [], []
-    for n in range(nodes):
-        pods, address = f"10.{n // 250 + 10}.{n % 250}.0/24", f"10.1.{n // 250}.{n % 250 + 1}/32"
-        jumps.append(
-            f'-A POSTROUTING -s {pods} -m comment --comment "Kilo: jump to KILO-NAT chain" -j KILO-NAT'
-        )
-        nat.append(f'-A KILO-NAT -d {pods} -m comment --comment "Kilo: do not NAT" -j RETURN')
-        forward.append(
-            f'-A FORWARD -s {pods} -m comment --comment "Kilo: forward packets from the pod subnet" -j ACCEPT'
-        )
-        forward.append(
-            f'-A FORWARD -d {pods} -m comment --comment "Kilo: forward packets to the pod subnet" -j ACCEPT'
-        )
-        ipip.append(f'-A KILO-IPIP -s {address} -m comment --comment "Kilo: allow IPIP traffic" -j ACCEPT')
-    lines = [
-        "*nat",
-        ":KILO-NAT - [0:0]",
-        *jumps,
-        '-A POSTROUTING -d 10.77.0.0/16 -m comment --comment "Kilo: jump to NAT chain" -j KILO-NAT',
-        *nat,
-        '-A KILO-NAT -m comment --comment "Kilo: NAT remaining packets" -j MASQUERADE',
-        "COMMIT",
-        "*filter",
-        ":KILO-IPIP - [0:0]",
-        *forward,
-        '-A INPUT -p 4 -m comment --comment "Kilo: jump to IPIP chain" -j KILO-IPIP',
-        *ipip,
-        '-A INPUT -p 4 -m comment --comment "Kilo: reject other IPIP traffic" -j DROP',
-        "COMMIT",
-        "",
-    ]
-    return "\n".join(lines)
-
-
 @pytest.mark.parametrize("with_sets", SETS)
 def test_there_and_back_again_leaves_the_rules_of_others_as_they_were(
     host: Namespace, with_sets: bool
 ) -> None:
-    add_foreign_rules(host)
+    add_foreign_rules(host, "legacy")
     before = saved(host)
     agent = Agent(host, with_sets)
     assert agent.resync() == []
@@ -153,7 +86,7 @@ def test_there_and_back_again_leaves_the_rules_of_others_as_they_were(
 
 @pytest.mark.parametrize("with_sets", SETS)
 def test_take_over_from_the_go_agent(host: Namespace, with_sets: bool) -> None:
-    add_foreign_rules(host)
+    add_foreign_rules(host, "legacy")
     before = saved(host)
     host.run("iptables-legacy-restore", "--noflush", text=go_rules(60))
     assert len(ours(host)) > 200
@@ -190,7 +123,7 @@ def test_iptables_reads_and_writes_our_rules_as_they_are(host: Namespace, with_s
     """Saved, restored by the tools and read again, they are equal bit by bit."""
     agent = Agent(host, with_sets)
     agent.plan(ALL, *SAMPLE, *entries(no_masquerade_to="fd00::/16", ipip_accept_from="fd00::1/128"))
-    for program in FOREIGN:
+    for program in PROGRAMS["legacy"]:
         text = host.run(f"{program}-save")
         assert "unsupported" not in text
         host.run(f"{program}-restore", text=text)

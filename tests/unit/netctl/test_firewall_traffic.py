@@ -1,4 +1,4 @@
-"""What the firewall does to packets, with sets and without."""
+"""What the firewall does to packets: both firewalls, with ipset and without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kilo.netctl.firewall.choice import Kind
 from tests.unit.netctl.firewall_hosts import (
     BRIEF,
     HOST,
@@ -41,9 +42,18 @@ def wired() -> Iterator[Hosts]:
         yield made
 
 
-@pytest.fixture(params=[True, False], ids=["sets", "plain"])
+KINDS: dict[str, tuple[Kind, bool]] = {
+    "legacy": ("legacy", True),
+    "legacy-plain": ("legacy", False),
+    "nftables": ("nftables", True),
+    "nftables-plain": ("nftables", False),
+}
+
+
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def agent(wired: Hosts, request: pytest.FixtureRequest) -> Agent:
-    return Agent(wired.host, sets=request.param)
+    kind, sets = request.param
+    return Agent(wired.host, sets, kind=kind)
 
 
 def seen(wired: Hosts, destination: str, wait: float = PATIENT) -> str:
@@ -108,8 +118,9 @@ def test_networks_that_differ_in_host_bits_alone(wired: Hosts, agent: Agent) -> 
 
 
 def test_forwarding_where_the_policy_is_to_drop(wired: Hosts, agent: Agent) -> None:
-    for program in ("iptables-legacy", "ip6tables-legacy"):
+    for program in agent.iptables:
         wired.host.run(program, "-P", "FORWARD", "DROP")
+    agent.resync()
     pods = entries(
         forward_accept_from="10.2.0.0/24 2001:db8:2::/64", forward_accept_to="10.2.0.0/24 2001:db8:2::/64"
     )
@@ -138,3 +149,12 @@ def test_the_guard_accepts_ipip_from_the_location_alone(wired: Hosts, agent: Age
     assert source_seen(wired.outside, STRANGER, wired.host, HOST) == STRANGER
     agent.plan(policy(guard=False))
     assert arrives(STRANGER)
+
+
+def test_ipip_from_the_location_where_the_policy_is_to_drop(wired: Hosts, agent: Agent) -> None:
+    agent.plan(policy(guard=True), *entries(ipip_accept_from="198.51.100.2/32"))
+    wired.host.run(agent.iptables[0], "-P", "INPUT", "DROP")
+    agent.resync()
+    assert ipip_arrives(wired.outside, OUTSIDE, wired.host, HOST)
+    assert not ipip_arrives(wired.outside, STRANGER, wired.host, HOST, BRIEF)
+    assert source_seen(wired.outside, OUTSIDE, wired.host, HOST, BRIEF) == ""

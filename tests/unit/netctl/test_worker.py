@@ -16,7 +16,7 @@ import pytest
 from kilo.bus import HOST, PLAN, WIREGUARD, Subscription, Topic
 from kilo.config import Config
 from kilo.model.host import HostFacts, WorkerState
-from kilo.model.plan import PlanItem, PlannedPeer, Route, SetEntry
+from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, SetEntry
 from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, GROUPS_ROUTE, GROUPS_RULE
 from kilo.netctl.worker import NetctlWorker
 from tests.feeding import Bus, Running, eventually, running
@@ -254,6 +254,23 @@ def test_what_is_damaged_is_repaired_at_once(box: Box) -> None:
         assert [line for line in worker.log if line["msg"] == "repaired"]
 
 
+def test_our_nftables_table_is_back_at_once(box: Box) -> None:
+    def ruleset() -> str:
+        return subprocess.run(["nft", "list", "ruleset"], check=True, capture_output=True, text=True).stdout
+
+    items = (Firewall(ipip_guard=True, forward=True), SetEntry("no_masquerade_to", "10.64.1.0/24"))
+    with box.worker() as worker:
+        box.plan({**PLAN_3, **{item.key: item for item in items}})
+        box.applied()
+        whole = ruleset()
+        assert "10.64.1.0/24" in whole
+        for damage in ("flush ruleset", "flush set ip kilo no-masquerade-to", "flush chain ip6 kilo input"):
+            subprocess.run(["nft", damage], check=True)
+            eventually(lambda: ruleset() == whole, 1.0, damage)
+        eventually(lambda: (s := box.state()).gauges["repairs_total"] >= 3 and not s.failing)
+        assert [line for line in worker.log if line["msg"] == "repaired"]
+
+
 def test_a_peer_that_was_removed_by_hand_is_back_after_the_next_look(box: Box) -> None:
     with box.worker():
         box.plan(PLAN_3)
@@ -293,7 +310,8 @@ def test_a_node_that_leaves_the_mesh_or_does_not_lead(box: Box) -> None:
 def test_a_steady_state_changes_nothing_and_forks_nothing(box: Box, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with box.worker(resync_period=0.2) as worker:
-        box.plan({**PLAN_3, **{e.key: e for e in (SetEntry("no_masquerade_to", "10.64.1.0/24"),)}})
+        items = (Firewall(ipip_guard=True, forward=True), SetEntry("no_masquerade_to", "10.64.1.0/24"))
+        box.plan({**PLAN_3, **{item.key: item for item in items}})
         box.applied()
         time.sleep(0.5)
         command = ["strace", "-f", "-e", "trace=sendto,sendmsg,write,clone,clone3,fork,vfork,execve"]
@@ -304,7 +322,8 @@ def test_a_steady_state_changes_nothing_and_forks_nothing(box: Box, tmp_path: Pa
             strace.send_signal(signal.SIGINT)
     said = trace.read_text()
     assert said.count("RTM_GETROUTE") > 10 and said.count('"get=1') >= 3, "it did look"
-    for change in ("RTM_NEW", "RTM_DEL", "RTM_SET", "set=1", "clone", "fork", "execve"):
+    assert said.count("NFT_MSG_GETGEN") >= 3
+    for change in ("RTM_NEW", "RTM_DEL", "RTM_SET", "set=1", "clone", "fork", "execve", "MSG_BATCH"):
         assert change not in said, change
 
 

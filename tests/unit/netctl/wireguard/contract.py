@@ -77,5 +77,4 @@ class DeviceContract:
         bad = PeerChange(key(2), allowed_ips=("10.2.2.0/99",))
         errors = device.change([PeerChange(key(1)), bad, PeerChange(key(3))])
         assert [bool(error) for error in errors] == [False, True, False]
-        assert "Invalid argument (EINVAL)" in errors[1]
         assert {key(1), key(3)} <= device.read().peers.keys()

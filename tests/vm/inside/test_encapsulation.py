@@ -1,0 +1,283 @@
+"""A mesh of two locations over kernel WireGuard and IPIP: who reaches whom, and how it looks on the wire.
+
+Every test runs with --encapsulate=always and the legacy firewall, and again with crosssubnet and
+nftables, after all agents were killed and started over what they had left in the kernel.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from tests.lab.host import Host, wait_until
+from tests.lab.mesh import Mesh
+from tests.lab.ping import checksum, open_socket, reachable
+from tests.lab.underlay import API_ADDRESS
+from tests.vm.inside import places
+from tests.vm.inside.capture import IPIP, TCP, UDP, Capture, Packet
+from tests.vm.inside.places import LAPTOP, PODS, SECONDS, Laptop, private_ip
+
+FLAGS = {
+    "always": ("--encapsulate=always", "--firewall=legacy"),
+    "crosssubnet": ("--encapsulate=crosssubnet", "--firewall=nftables"),
+}
+MODES = sorted(FLAGS)
+WIREGUARD = 51820
+GAP_SECONDS = 20
+"""How long a change of leader may interrupt traffic between locations: a handshake that meets
+nobody is repeated after 5 s."""
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def hosts(logs: Path) -> Iterator[Mesh]:
+    """The hosts, with no agent yet."""
+    with Mesh(places.SPECS, logs, (), print) as mesh:
+        sites = mesh.underlay.sites
+        places.join(sites["berlin"], sites["potsdam"])
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def laptop(hosts: Mesh) -> Laptop:
+    return Laptop(hosts)
+
+
+@pytest.fixture(scope="module", params=MODES)
+def mode(request: pytest.FixtureRequest, hosts: Mesh, laptop: Laptop) -> str:
+    """The value of --encapsulate that all agents run with now; what they do has settled."""
+    places.restart_agents(hosts, ["--mesh-granularity=location", *FLAGS[request.param]])
+    hosts.attach_pods(SECONDS)
+    places.settle(hosts, request.param, *places.VOLUNTEERS)
+    laptop.connect()
+    wait_until(laptop.known, SECONDS, "the laptop has a handshake with both leaders")
+    return str(request.param)
+
+
+@pytest.fixture
+def mesh(mode: str, hosts: Mesh) -> Mesh:
+    return hosts
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What became of a ping from everybody to everybody else, and how it looked where.
+
+    ``wires``: by the name of the router, or ``internet``.
+    """
+
+    unanswered: list[tuple[str, str]]
+    wires: dict[str, list[Packet]]
+
+
+def everybody(mesh: Mesh, laptop: Laptop) -> tuple[dict[str, socket.socket], dict[str, str]]:
+    """Sockets to ping from and addresses to ping: of each pod and node, and of the laptop."""
+    sockets = {f"pod {m.name}": m.ping_socket() for m in mesh}
+    sockets |= {f"node {m.name}": m.host.call(open_socket) for m in mesh}
+    sockets["laptop"] = laptop.host.call(open_socket)
+    addresses = {f"pod {m.name}": m.address for m in mesh}
+    addresses |= {f"node {m.name}": private_ip(mesh, m) for m in mesh}
+    addresses["laptop"] = LAPTOP
+    return sockets, addresses
+
+
+@pytest.fixture(scope="module")
+def traffic(mode: str, hosts: Mesh, laptop: Laptop) -> Traffic:
+    sockets, addresses = everybody(hosts, laptop)
+    captures = {name: Capture(site.router) for name, site in hosts.underlay.sites.items()}
+    captures["internet"] = Capture(hosts.underlay.internet)
+    for capture in captures.values():
+        capture.__enter__()
+    answered = reachable(sockets, addresses, SECONDS, gap=2)
+    for capture in captures.values():
+        capture.__exit__(None, None, None)
+    for name, raw in sockets.items():
+        if not name.startswith("pod"):
+            raw.close()
+    return Traffic(
+        [(a, b) for a in sockets for b in addresses if a != b and (a, b) not in answered],
+        {name: capture.packets for name, capture in captures.items()},
+    )
+
+
+def test_pods_nodes_and_an_outside_peer_all_reach_one_another(traffic: Traffic) -> None:
+    assert traffic.unanswered == []
+
+
+def test_between_locations_nothing_is_in_the_clear(traffic: Traffic) -> None:
+    packets = traffic.wires["internet"]
+    api = IPv4Address(API_ADDRESS)
+    tunnelled = [p for p in packets if p.protocol == UDP and WIREGUARD in p.ports]
+    to_api = [p for p in packets if p.protocol == TCP and api in (p.source, p.target)]
+    assert len({p.between() for p in tunnelled}) >= 3, "both leaders, and the laptop with each"
+    assert set(packets) - set(tunnelled) - set(to_api) == set()
+
+
+def test_ipip_is_where_it_belongs_and_nowhere_else(traffic: Traffic, mesh: Mesh, mode: str) -> None:
+    ips = {m.name: private_ip(mesh, m) for m in mesh}
+
+    def pairs(*names: tuple[str, str]) -> set[frozenset[str]]:
+        return {frozenset((ips[a], ips[b])) for a, b in names}
+
+    across = pairs(("ada", "cem"), ("bob", "cem"))
+    berlin, lisbon = pairs(("ada", "bob")), pairs(("dan", "eve"), ("dan", "fay"), ("eve", "fay"))
+    always = mode == "always"
+    expected = {
+        "berlin": across | berlin if always else across,
+        "potsdam": across,
+        "lisbon": lisbon if always else set(),
+        "home": set(),
+        "internet": set(),
+    }
+    ipip = {
+        name: {p.between() for p in packets if p.protocol == IPIP} for name, packets in traffic.wires.items()
+    }
+    assert ipip == expected
+
+
+def test_pods_are_in_the_clear_within_a_subnet_at_most(traffic: Traffic, mesh: Mesh, mode: str) -> None:
+    """And with ``always`` not even there, nor is what came from another location or goes there."""
+    for name, packets in traffic.wires.items():
+        clear = [p for p in packets if p.protocol != IPIP and p.touches(PODS)]
+        if mode == "always":
+            far = [IPv4Network(f"{private_ip(mesh, m)}/32") for m in mesh if m.spec.site != name]
+            far.append(IPv4Network(f"{LAPTOP}/32"))
+            clear += [p for p in packets if p.protocol != IPIP and any(p.touches(n) for n in far)]
+            assert name == "internet" or clear == []
+            continue
+        assert bool(clear) == (name in ("berlin", "lisbon"))
+        near = [
+            IPv4Network(n) for m in mesh if m.spec.site == name for n in (m.pod_cidr, private_ip(mesh, m))
+        ]
+        for p in clear:
+            assert p.device.startswith("lan") and any(p.touches(n) for n in near), f"{name}: {p}"
+
+
+def test_the_tunnel_device_rules_and_guard(mesh: Mesh, mode: str) -> None:
+    for member in mesh:
+        link = member.host.run("ip", "-o", "-d", "link", "show", "tunl0")
+        assert "mtu 1480" in link and ",UP" in link.split(">")[0], f"{member.name}: {link}"
+        first = member.pod_cidr.replace(".0/24", ".1/32")
+        assert first in member.host.run("ip", "-o", "addr", "show", "dev", "tunl0"), member.name
+        others = {
+            f"{private_ip(mesh, m)}/32"
+            for m in mesh
+            if m is not member
+            and m.spec.location == member.spec.location
+            and (mode == "always" or m.spec.site != member.spec.site)
+        }
+        table = member.host.run("ip", "route", "show", "table", "1107").splitlines()
+        assert {f"{line.split()[0]}/32" for line in table} == others, member.name
+        assert all("dev tunl0" in line and "onlink" in line for line in table)
+        rules = [line for line in member.host.run("ip", "rule").splitlines() if line.startswith("1107:")]
+        from_pods = {f"from {member.pod_cidr} to {ip[:-3]} lookup 1107" for ip in others}
+        from_mesh = {f"from all to {ip[:-3]} iif kilo0 lookup 1107" for ip in others}
+        wanted = from_pods | (from_mesh if member.name in places.VOLUNTEERS else set())
+        assert {line.partition("\t")[2].partition(" proto")[0] for line in rules} == wanted, member.name
+
+
+def ipip(source: str, target: str, inner_source: str, inner_target: str, identifier: int) -> bytes:
+    """An IPIP packet with a ping in it."""
+    echo = struct.pack("!BBHHH", 8, 0, 0, identifier, 1)
+    echo = struct.pack("!BBHHH", 8, 0, checksum(echo), identifier, 1)
+    inner = header(inner_source, inner_target, socket.IPPROTO_ICMP, len(echo)) + echo
+    return header(source, target, socket.IPPROTO_IPIP, len(inner)) + inner
+
+
+def header(source: str, target: str, protocol: int, payload: int) -> bytes:
+    """An IPv4 header with its checksum."""
+    ends = socket.inet_aton(source) + socket.inet_aton(target)
+    blank = struct.pack("!BBHHHBBH", 0x45, 0, 20 + payload, 0, 0, 64, protocol, 0) + ends
+    return blank[:10] + struct.pack("!H", checksum(blank)) + blank[12:]
+
+
+def heard(raw: socket.socket, identifier: int, seconds: float) -> bool:
+    """Whether a ping with that identifier arrives within that time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            packet = raw.recv(2048)
+        except BlockingIOError:
+            time.sleep(0.05)
+            continue
+        start = (packet[0] & 15) * 4
+        if packet[start] == 8 and struct.unpack_from("!H", packet, start + 4)[0] == identifier:
+            return True
+    return False
+
+
+def send_ipip(host: Host, packet: bytes, target: str) -> None:
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            raw.sendto(packet, (target, 0))
+
+    host.call(send)
+
+
+def test_ipip_from_strangers_is_dropped(mesh: Mesh) -> None:
+    """A router of the LAN is no node: what it sends does not reach a pod, and a node's does."""
+    ada, bob, cem = mesh["ada"], mesh["bob"], mesh["cem"]
+    router = mesh.underlay.sites["berlin"].router
+    target = private_ip(mesh, ada)
+    assert ada.pod
+    with ada.pod.open_ping_socket() as pod:
+        for identifier, host, source, arrives in (
+            (0x5101, cem.host, private_ip(mesh, cem), True),
+            (0x5102, router, "172.16.1.1", False),
+            (0x5103, bob.host, private_ip(mesh, bob), True),
+        ):
+            packet = ipip(source, target, cem.address, ada.address, identifier)
+            send_ipip(host, packet, target)
+            assert heard(pod, identifier, 30 if arrives else 3) == arrives, source
+
+
+def change_leader(mesh: Mesh, old: str, new: str) -> None:
+    """The operator makes another node of the location its leader."""
+    mesh.cluster.annotate(new, {"leader": "true"})
+    mesh.cluster.annotate(old, {"leader": None})
+
+
+def test_the_leader_changes_under_a_running_ping(mesh: Mesh, mode: str) -> None:
+    """Within locations nothing is lost; between them for as long as a new session takes."""
+    within = {
+        "bob to cem": mesh["bob"].pinger(mesh["cem"].address, 0.2),
+        "fay to eve": mesh["fay"].pinger(mesh["eve"].address, 0.2),
+    }
+    between = {
+        "bob to eve": mesh["bob"].pinger(mesh["eve"].address, 0.2),
+        "fay to cem": mesh["fay"].pinger(mesh["cem"].address, 0.2),
+    }
+    pingers = {**within, **between}
+
+    def answered() -> None:
+        """Wait until all pings that are sent from now on are answered, which is soon."""
+        now = time.monotonic()
+        wait_until(
+            lambda: all(p.last_answered() > now for p in pingers.values()), SECONDS, "pings are answered"
+        )
+
+    answered()
+    change_leader(mesh, "ada", "cem")
+    try:
+        places.settle(mesh, mode, "cem", "dan")
+        answered()
+        assert " inet " not in mesh["ada"].host.run("ip", "addr", "show", "kilo0")
+    finally:
+        change_leader(mesh, "cem", "ada")
+    places.settle(mesh, mode, *places.VOLUNTEERS)
+    answered()
+    lost = {name: pinger.stop(5) for name, pinger in pingers.items()}
+    for name in within:
+        assert lost[name] == [], f"{name}: {len(lost[name])} of {within[name].sent} pings lost"
+    for name, pinger in between.items():
+        gap = pinger.longest_silence()
+        print(f"{name}: {len(lost[name])} of {pinger.sent} lost, {gap:.1f} s in a row")
+        assert gap < GAP_SECONDS, f"{name}: no answer for {gap:.1f} s"
