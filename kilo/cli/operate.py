@@ -158,6 +158,8 @@ class Heard:
             )
         else:
             lines.append("no plan yet")
+        if "netctl" in self.states and (firewall := self.states["netctl"].info.get("firewall")):
+            lines.append(f"firewall: {firewall}")
         now = time.time()
         fresh = sum(1 for p in self.peers.values() if now - p.last_handshake <= HANDSHAKE_LIMIT)
         never = sum(1 for p in self.peers.values() if not p.last_handshake)

@@ -11,8 +11,9 @@ import errno
 
 from kilo.model.net import canonical_network, ip_of, is_local, single, version_of
 from kilo.model.plan import Device, Interface, PlanItem, Tunnel
+from kilo.netctl.facts import CNI_BRIDGE
 from kilo.netctl.host import Host, Roles
-from kilo.netctl.netlink.messages import RTM_DELADDR, RTM_NEWADDR, AddressInfo, pack_address
+from kilo.netctl.netlink.messages import RTM_DELADDR, RTM_NEWADDR, AddressInfo, LinkInfo, pack_address
 from kilo.netctl.netlink.socket import NLM_F_CREATE, NLM_F_REPLACE, Netlink, Request
 from kilo.netctl.objects import Objects, Withheld
 from kilo.netctl.routes import PROTOCOL
@@ -39,7 +40,7 @@ class Addresses(Objects[AddressInfo]):
         if link is None:
             return Withheld(f"no {role} device yet")
         holder = self._host.holder(ip_of(item.address))
-        if holder is not None and holder.number != link.number:
+        if holder is not None and holder.number != link.number and not _may_share(item, holder):
             return Withheld(f"{ip_of(item.address)} is an address of {holder.name}", keep=False)
         return AddressInfo(link.number, item.address, PROTOCOL)
 
@@ -94,6 +95,11 @@ class Addresses(Objects[AddressInfo]):
     def _drop(self, key: str, actual: AddressInfo) -> list[Request]:
         """With an address the kernel removes those that came later in its subnet: they are put back."""
         return [_delete(actual), *(_add(w) for w in self.delta.desired.values() if w.link == actual.link)]
+
+
+def _may_share(item: PlanItem, holder: LinkInfo) -> bool:
+    """The first address of the pod CIDR is the bridge's too, as the gateway of the pods."""
+    return isinstance(item, Tunnel) and holder.name == CNI_BRIDGE
 
 
 def _add(address: AddressInfo) -> Request:

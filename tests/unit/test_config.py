@@ -80,6 +80,7 @@ def test_listen(text: str, value: tuple[str, int]) -> None:
         ("cni-path", "relative"),
         ("compatibility", "calico"),
         ("encapsulate", "sometimes"),
+        ("firewall", "iptables"),
         ("hostname", "Bad_Name"),
         ("interface", "a-name-that-is-too-long"),
         ("interface", "a/b"),

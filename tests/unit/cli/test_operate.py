@@ -69,12 +69,18 @@ def test_status_of_nothing(tmp_path: Path) -> None:
 
 
 def test_status_of_workers_without_a_parent(workers: Workers, tmp_path: Path) -> None:
+    info = {"firewall": "nftables: --firewall"}
+    workers.states["netctl"].put(
+        "state", WorkerState("netctl", 1000, time.time() - 90, "ready", 1, info=info)
+    )
+    workers.states["netctl"].flush()
     workers.thread.start()
     done = kg(tmp_path, "status")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("node n1: healthy\n")
     assert "no parent" in done.stdout
     assert "plan 7" in done.stdout
+    assert "firewall: nftables: --firewall" in done.stdout
     assert "1 WireGuard peers: 1 with a handshake in the last 3 minutes, 0 that never" in done.stdout
     for name in WORKERS:
         assert f"{name} " in done.stdout

@@ -133,6 +133,18 @@ def test_the_tunnels_address_is_ours_only_while_planned_or_marked(box: Box) -> N
     assert box.have("tunl0") == []
 
 
+def test_the_tunnel_shares_its_address_with_the_bridge_of_the_pods_alone(box: Box) -> None:
+    tunnel = Tunnel("ipip", "10.2.0.1/32")
+    ip("link add other type bridge")
+    ip("addr add 10.2.0.1/24 dev other")
+    (waiting,) = box.run(tunnel)
+    assert "10.2.0.1 is an address of other" in waiting.error and box.have("tunl0") == []
+    ip("link set other name kube-bridge")
+    box.run(tunnel)
+    assert box.have("tunl0") == ["10.2.0.1/32"] and box.have("kube-bridge") == ["10.2.0.1/24"]
+    assert box.run(tunnel) == []
+
+
 def test_it_waits_for_its_device(box: Box) -> None:
     box.roles.assign("wireguard", None)
     (outcome, *_) = box.run(interface())

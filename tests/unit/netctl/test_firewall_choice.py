@@ -117,8 +117,9 @@ def test_the_flag_decides_without_a_look(flag: str) -> None:
 
 
 def untouched(host: Namespace) -> bool:
-    names = [host.run("cat", f"/proc/net/{f}_tables_names") for f in ("ip", "ip6")]
-    return names == ["", ""] and host.run("nft", "list", "ruleset") == ""
+    files = [Path(f"/proc/thread-self/net/{f}_tables_names") for f in ("ip", "ip6")]
+    names = host.call(lambda: [file.read_text() for file in files if file.exists()])
+    return not any(names) and host.run("nft", "list", "ruleset") == ""
 
 
 def test_looking_makes_nothing(host: Namespace) -> None:

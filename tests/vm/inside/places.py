@@ -12,7 +12,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 
@@ -126,6 +128,14 @@ def settle(mesh: Mesh, mode: str, *names: str) -> None:
         )
 
     wait_until(settled, SECONDS, f"{names} lead, and all routes are as with {mode}", pause=0.2)
+
+
+def show_complaints(mesh: Mesh) -> None:
+    """Print to the machine's log what the agents warned of."""
+    for member in mesh:
+        for line in member.agent.log():
+            if line.get("level") not in ("debug", "info"):
+                print(f"{member.name}: {json.dumps(line)}", file=sys.__stderr__)
 
 
 class Laptop:
