@@ -37,7 +37,9 @@ class Addresses(Objects[AddressInfo]):
             return None
         role: Device = "wireguard" if isinstance(item, Interface) else "tunnel"
         link = self._roles.link(role)
-        if link is None:
+        if (
+            link is None or link.number not in self._host.links
+        ):  # it has just gone; its role goes with it soon
             return Withheld(f"no {role} device yet")
         holder = self._host.holder(ip_of(item.address))
         if holder is not None and holder.number != link.number and not _may_share(item, holder):

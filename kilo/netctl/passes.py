@@ -8,6 +8,7 @@ plan moves between passes only: what comes in the middle of one waits for the ne
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -96,12 +97,15 @@ class Passes:
             self._steps.extend((r, r.prune) for r in reversed(self._all))
         try:
             self.before()
+            self._take_plan()
         except TemporaryError as e:
             self._fail("host", e)
             self._steps.clear()
+        except Exception as e:  # noqa: BLE001 - a pass that does not end would be the last one
+            self._unexpected("host", e)
+            self._steps.clear()
         else:
             self._report.mend("host")
-            self._take_plan()
         self._loop.call_soon(self._next)
 
     def _take_plan(self) -> None:
@@ -111,9 +115,13 @@ class Passes:
         removals, self._removals = self._removals, set()
         if self._taken and not upserts and not removals:
             return
+        try:
+            for reconciler in self._all:
+                reconciler.update(upserts, removals)
+        except Exception:  # whoever has not heard of it yet is told in the next pass, the others again
+            self._upserts, self._removals = upserts, removals
+            raise
         self._taken = True
-        for reconciler in self._all:
-            reconciler.update(upserts, removals)
 
     def _next(self) -> None:
         if not self._steps:
@@ -130,6 +138,10 @@ class Passes:
             self._fail(f"all {reconciler.name}", e)
             self.reread([reconciler])
             self._keep_what_is_needed(reconciler)
+        except Exception as e:  # noqa: BLE001 - as above
+            self._unexpected(f"all {reconciler.name}", e)
+            self.reread([reconciler])
+            self._keep_what_is_needed(reconciler)
         else:
             self._report.mend(f"all {reconciler.name}")
             if not reconciler.more:
@@ -141,6 +153,11 @@ class Passes:
         kept = self._all[: self._all.index(broken) + 1]
         self._steps.popleft()
         self._steps = deque(step for step in self._steps if step[0] not in kept or step[1] != step[0].prune)
+
+    def _unexpected(self, key: str, error: Exception) -> None:
+        """An error of ours, not of the kernel's: it costs its step, and the next pass comes all the same."""
+        self._log.error("unexpected", failing=key, trace="".join(traceback.format_exception(error)))
+        self._fail(key, error)
 
     def _fail(self, key: str, error: Exception) -> None:
         self._failed = True

@@ -157,3 +157,13 @@ def test_clean_up(box: Box) -> None:
     box.addresses.clean_up()
     assert box.have() == box.have("tunl0") == []
     assert box.have("eth0") == ["10.1.0.10/24"]
+
+
+def test_a_link_that_has_just_gone_holds_its_address_back(box: Box) -> None:
+    """Its role is still assigned when the kernel's word of its end has been taken in already."""
+    ip("link del kilo0")
+    box.view.load()
+    box.addresses.update({"interface": interface()}, ())
+    (outcome,) = box.addresses.apply()
+    assert outcome.waits
+    assert "no wireguard device yet" in outcome.error

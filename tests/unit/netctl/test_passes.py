@@ -29,16 +29,19 @@ class Played:
         self.outcomes: list[Outcome] = []
         self.rounds = 0
         self.broken = ""
+        self.error: type[Exception] = TemporaryError
         self.hook: Callable[[], None] = lambda: None
 
     def _note(self, what: str) -> None:
         self.journal.append(f"{self.name}.{what}")
         self.hook()
         if self.broken == what:
-            raise TemporaryError(f"{what} is broken")
+            raise self.error(f"{what} is broken")
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self.journal.append(f"{self.name}.update({','.join(upserts)}-{','.join(removals)})")
+        if self.broken == "update":
+            raise self.error("update is broken")
 
     def load(self) -> None:
         self._note("load")
@@ -197,3 +200,21 @@ def test_repairs_count_once_all_had_been_as_planned(box: Box) -> None:
     box.passes.request()
     box.run()
     assert box.passes.repairs == 1
+
+
+@pytest.mark.parametrize("step", ["update", "load", "apply", "prune"])
+def test_an_error_nobody_expected_does_not_end_the_passes(
+    box: Box, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A pass that never ended would keep every later one from beginning, while heartbeats went on."""
+    monkeypatch.setattr(passes, "RETRY", 0.02)
+    box.one.broken, box.one.error = step, KeyError
+    box.plan("a")
+    box.run()
+    assert box.settled == [False]
+    assert box.report.failing
+    box.one.broken = ""
+    box.run()
+    assert box.settled[-1] is True
+    assert box.report.failing == {}
+    assert "two.update(a-)" in box.journal or step != "update"

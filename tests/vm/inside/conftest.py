@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab.mesh import Mesh
 from tests.unit.netctl.hosts import Host
+from tests.vm.inside.places import complaints
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows what the agents of the mesh warned of."""
+    report = yield
+    mesh = getattr(item, "funcargs", {}).get("hosts")
+    if report.failed and isinstance(mesh, Mesh):
+        report.sections.append(("Warnings of the agents", complaints(mesh)))
+    return report
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 
@@ -45,6 +44,7 @@ START_SECONDS = 150
 """For two agents, on a busy machine; five to ten on one that does nothing else and is not emulated."""
 SECONDS = 120
 """Patience with what takes a second or two on such a machine."""
+COMPLAINTS = 12
 AT_ONCE = os.cpu_count() or 1
 """Agents started at a time: a worker that is not up after 30 s is started again."""
 
@@ -130,12 +130,13 @@ def settle(mesh: Mesh, mode: str, *names: str) -> None:
     wait_until(settled, SECONDS, f"{names} lead, and all routes are as with {mode}", pause=0.2)
 
 
-def show_complaints(mesh: Mesh) -> None:
-    """Print to the machine's log what the agents warned of."""
+def complaints(mesh: Mesh) -> str:
+    """The last that the agents warned of, as JSON lines."""
+    lines = []
     for member in mesh:
-        for line in member.agent.log():
-            if line.get("level") not in ("debug", "info"):
-                print(f"{member.name}: {json.dumps(line)}", file=sys.__stderr__)
+        found = [line for line in member.agent.log() if line.get("level") not in ("debug", "info")]
+        lines += [f"{member.name}: {json.dumps(line)}" for line in found[-COMPLAINTS:]]
+    return "\n".join(lines)
 
 
 class Laptop:
