@@ -140,6 +140,12 @@ class Heard:
                 lines.append(f"{name} is {state.phase}" + (f"; it waits for {waits}" if waits else ""))
             for key, failure in state.failing.items():
                 lines.append(f"{name}: {key}: {failure.message} (for {ago(failure.since)})")
+        summary, netctl = self.plan.get("summary"), self.states.get("netctl")
+        if isinstance(summary, Summary) and netctl is not None:
+            applied = netctl.gauges.get("applied_generation")
+            if applied != summary.generation:
+                at = "none is" if applied is None else f"{applied:g} is"
+                lines.append(f"plan {summary.generation} is not applied; {at}")
         return lines
 
     def facts(self) -> list[str]:

@@ -184,7 +184,9 @@ class NetctlWorker:
         gauges["repairs_total"] = self._passes.repairs
         gauges["routes"] = len(self._routes.delta.actual)
         gauges["wireguard_peers"] = len(self._peers.actual)
-        if self._passes.planned and settled and device is not None:
+        if device is None:
+            gauges.pop("applied_generation", None)  # without the device nothing is applied any more
+        elif self._passes.planned and settled:
             gauges["applied_generation"] = self._generation
         if device is not None:
             self._report.ready()

@@ -23,6 +23,9 @@ KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
 SECRET = "OGyrO4DSf1jfERo7PfJFrakIAjiaeM3ClJKodfdKxnM="
 
 
+APPLIED = {"applied_generation": 7.0}
+
+
 class Workers:
     """Five outlets that publish what a test says, from a thread of their own."""
 
@@ -32,7 +35,9 @@ class Workers:
         self.states: dict[str, Publisher[WorkerState]] = {}
         for name, outlet in self.outlets.items():
             self.states[name] = outlet.publish(state_of(name))
-            self.states[name].put("state", WorkerState(name, 1000, time.time() - 90, "ready", 1))
+            self.states[name].put(
+                "state", WorkerState(name, 1000, time.time() - 90, "ready", 1, gauges=APPLIED)
+            )
             self.states[name].flush()
         self.plan = self.outlets["mesh"].publish(PLAN)
         self.plan.put("summary", Summary(7, "location:a", True, 4, 1, 3))
@@ -71,7 +76,7 @@ def test_status_of_nothing(tmp_path: Path) -> None:
 def test_status_of_workers_without_a_parent(workers: Workers, tmp_path: Path) -> None:
     info = {"firewall": "nftables: --firewall"}
     workers.states["netctl"].put(
-        "state", WorkerState("netctl", 1000, time.time() - 90, "ready", 1, info=info)
+        "state", WorkerState("netctl", 1000, time.time() - 90, "ready", 1, info=info, gauges=APPLIED)
     )
     workers.states["netctl"].flush()
     workers.thread.start()
@@ -99,6 +104,18 @@ def test_status_says_what_is_wrong_and_since_when(workers: Workers, tmp_path: Pa
     assert "node n1: DEGRADED" in done.stdout
     assert "netctl: route 10.2.0.0/24: ENETUNREACH (for 5m)" in done.stdout
     assert "node n2: endpoint: malformed: 'x' (for 1" in done.stdout
+
+
+@pytest.mark.parametrize(("gauges", "said"), [({}, "none is"), ({"applied_generation": 6.0}, "6 is")])
+def test_a_plan_that_is_not_applied_is_no_health(
+    workers: Workers, tmp_path: Path, gauges: dict[str, float], said: str
+) -> None:
+    workers.states["netctl"].put("state", WorkerState("netctl", 1000, time.time(), "ready", 1, gauges=gauges))
+    workers.states["netctl"].flush()
+    workers.thread.start()
+    done = kg(tmp_path, "status")
+    assert done.returncode == 1
+    assert f"plan 7 is not applied; {said}" in done.stdout
 
 
 def test_status_names_a_worker_that_is_not_heard(workers: Workers, tmp_path: Path) -> None:
