@@ -58,7 +58,7 @@ unit: setup ## the tests without the end-to-end ones
 
 .PHONY: test-vm
 test-vm: setup packages-vm ## the tests on Debian's kernel, which has WireGuard and IPIP, in a virtual machine
-	$(BIN)/pytest -m vm -v tests/vm
+	$(BIN)/pytest -v tests/vm
 
 .PHONY: bench
 bench: setup ## one agent among NODES=200 simulated nodes; prints JSON

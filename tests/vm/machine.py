@@ -16,15 +16,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BOOT_SECONDS = 180
-"""To the first word of the pytest inside; about 30 on an idle machine."""
-SILENT_SECONDS = 480
-"""Between two tests. Those inside have their own time limits, which strike before."""
-LIFE_SECONDS = 1200
 TAIL_LINES = 60
 MEMORY = "2G"
 PROCESSORS = min(4, os.cpu_count() or 1)
@@ -41,8 +37,20 @@ PARAMETERS = (
 """Of the kernel: no time is spent on what an emulated machine has no use for. Huge pages are slow there."""
 CPU = "Nehalem"
 """Old enough that no program uses instructions that are slow to emulate."""
+APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL")
+"""Begins a command whose processes all die with the one that started it, or with the first of them."""
 CACHED = "kilo-cached"
 """The tag under which guest.sh finds this machine's files, to mount them with a cache."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: to the first word of the pytest inside (some 20 on an idle machine), between two words
+    (those inside have their own time limits, which strike before), and in all."""
+
+    boot: float = 180
+    silence: float = 480
+    life: float = 900
 
 
 class MachineFailed(Exception):
@@ -64,7 +72,6 @@ def command(directory: Path) -> list[str]:
         f"-device virtio-9p-pci,fsdev={CACHED},mount_tag={CACHED}"
     )
     return [
-        *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL"),
         *(str(Path(sys.executable).with_name("vng")), "--disable-kvm", "--force-9p", "--verbose"),
         *("--cpus", str(PROCESSORS), "--memory", MEMORY, "--append", " ".join(PARAMETERS)),
         *(f"--qemu-opts={more}", "--run", str(newest_kernel()), "--user", "root", "--"),
@@ -73,20 +80,30 @@ def command(directory: Path) -> list[str]:
 
 
 class Machine:
-    """A machine that runs ``tests``, node ids, in this order. ``directory`` is for files."""
+    """A machine that runs ``tests``, node ids, in this order. ``directory`` is for files.
 
-    def __init__(self, tests: Sequence[str], directory: Path) -> None:
+    ``start``: what to run in its place, for tests.
+    """
+
+    def __init__(
+        self,
+        tests: Sequence[str],
+        directory: Path,
+        start: Sequence[str] | None = None,
+        limits: Limits = Limits(),
+    ) -> None:
         self.failed = ""
         """What went wrong, once something did."""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._begun = time.monotonic()
         self._greeted = False
+        self._limits = limits
         (directory / "tests").write_text("\n".join(tests) + "\n")
         self.log = directory / "machine.log"
         """All that the machine said."""
         self._process = subprocess.Popen(
-            command(directory),
+            [*APART, *(start or command(directory))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -135,9 +152,9 @@ class Machine:
 
     def _next(self, test: str) -> dict[str, Any]:
         now = time.monotonic()
-        limit = now + (SILENT_SECONDS if self._greeted else BOOT_SECONDS)
+        limit = now + (self._limits.silence if self._greeted else self._limits.boot)
         try:
-            message = self._messages.get(timeout=min(limit, self._begun + LIFE_SECONDS) - now)
+            message = self._messages.get(timeout=min(limit, self._begun + self._limits.life) - now)
         except (queue.Empty, ValueError):
             what = "the machine was silent for too long" if self._greeted else "the machine did not boot"
             raise self._failure(f"{what}, at second {time.monotonic() - self._begun:.0f}") from None
@@ -157,4 +174,7 @@ class Machine:
             self._process.kill()
         self._process.wait()
         for thread in self._threads:
-            thread.join(20)  # the pipes end with the last process of the machine
+            thread.join()  # the pipes end with the last process of the machine
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream
+            stream.close()

@@ -293,6 +293,23 @@ def test_when_wireguard_go_dies_all_comes_back(box: Box) -> None:
         assert "10.4.0.1/16" in ip("addr")
 
 
+def test_without_its_device_nothing_counts_as_applied(box: Box) -> None:
+    """The name is taken by something else once the device has died, so that it cannot come back."""
+    with box.worker():
+        box.plan(PLAN_3)
+        box.whole()
+        assert "applied_generation" in box.state().gauges
+        (pid,) = box.host.programs()
+        os.kill(pid, signal.SIGSTOP)
+        ip(f"link del {box.host.interface}")
+        ip(f"link add {box.host.interface} type veth peer name other")
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: "applied_generation" not in box.state().gauges)
+        eventually(lambda: "interface" in box.state().failing)
+        ip(f"link del {box.host.interface}")
+        box.whole()
+
+
 def test_a_node_that_leaves_the_mesh_or_does_not_lead(box: Box) -> None:
     with box.worker():
         box.plan(PLAN_3)
