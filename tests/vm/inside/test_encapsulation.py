@@ -357,10 +357,3 @@ def test_the_leader_changes_under_a_running_ping(mesh: Mesh, mode: str) -> None:
         gap = pinger.longest_silence()
         print(f"{name}: {len(lost[name])} of {pinger.sent} lost, {gap:.1f} s in a row")
         assert gap < GAP_SECONDS, f"{name}: no answer for {gap:.1f} s"
-
-
-def test_zz_dump(mesh: Mesh, mode: str) -> None:
-    for name in ("ada", "bob", "cem"):
-        for look in ("ip -br addr", "ip -d addr show tunl0", "ip -d link show kilo0", "wg show kilo0", "ip route show proto 171", "ip route show table 1107", "ip rule show", "iptables-legacy -S", "iptables-legacy -t nat -S", "ipset list -t", "nft list ruleset"):
-            print(f"## {name} {mode}: {look}")
-            print(mesh[name].host.run(*look.split(), check=False))
