@@ -74,6 +74,11 @@ class Flag:
         return self.name.replace("-", "_")
 
     @property
+    def dashed(self) -> str:
+        """As one writes it on a command line."""
+        return ("-" if len(self.name) == 1 else "--") + self.name
+
+    @property
     def variable(self) -> str:
         return "KILO_" + self.field.upper()
 
@@ -110,7 +115,7 @@ def _positive_duration(text: str) -> float:
     return value
 
 
-def _choice(*values: str) -> Parser:
+def choice(*values: str) -> Parser:
     def parse(text: str) -> str:
         if text not in values:
             raise ValueError
@@ -174,6 +179,12 @@ def _path(text: str) -> str:
     return text
 
 
+def _run_dir(text: str) -> str:
+    if len(os.fsencode(_path(text))) > MOST_RUN_DIR:
+        raise ValueError
+    return text
+
+
 def _url(text: str) -> str:
     if text and not re.fullmatch(r"https?://[^\s/?#]+(/\S*)?", text):
         raise ValueError
@@ -194,31 +205,33 @@ def _label(text: str) -> str:
     return text
 
 
+MOST_RUN_DIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes: the kernel takes a socket's path of 107, and the longest here is one of multiprocessing's."""
 _BOOL = "true or false"
 _CIDRS = "CIDRs such as 10.0.0.0/8, comma separated"
 
 FLAGS: tuple[Flag, ...] = (
-    Flag("backend", _choice("kubernetes"), "kubernetes", "The backend of the mesh."),
+    Flag("backend", choice("kubernetes"), "kubernetes", "The backend of the mesh."),
     Flag("clean-up", _boolean, _BOOL, "Remove routes, rules and the node's annotations at shutdown.", True),
     Flag("clean-up-interface", _boolean, _BOOL, "Delete the WireGuard interface at shutdown.", True),
     Flag("cni", _boolean, _BOOL, "Manage the node's CNI configuration.", True),
     Flag("cni-path", _path, "an absolute path", "The CNI configuration list."),
     Flag(
         "compatibility",
-        _choice("", "flannel", "cilium"),
+        choice("", "flannel", "cilium"),
         "empty, flannel or cilium",
         "The CNI plugin to work with.",
     ),
     Flag("create-interface", _boolean, _BOOL, "Create the WireGuard interface at startup.", True),
     Flag(
         "encapsulate",
-        _choice("never", "crosssubnet", "always"),
+        choice("never", "crosssubnet", "always"),
         "never, crosssubnet or always",
         "When to encapsulate packets within a location.",
     ),
     Flag(
         "firewall",
-        _choice("auto", "legacy", "nftables"),
+        choice("auto", "legacy", "nftables"),
         "auto, legacy or nftables",
         "Which tables of the kernel's to use; auto finds out what the host uses.",
     ),
@@ -240,13 +253,13 @@ FLAGS: tuple[Flag, ...] = (
     Flag("kubeconfig", str, "a path", "Path to a kubeconfig (default: in-cluster configuration)."),
     Flag("listen", _listen, "ADDRESS:PORT such as :1107", "Where to serve health and metrics."),
     Flag("local", _boolean, _BOOL, "Manage routes within a location.", True),
-    Flag("log-level", _choice(*LEVELS), ", ".join(LEVELS), "How much to log."),
+    Flag("log-level", choice(*LEVELS), ", ".join(LEVELS), "How much to log."),
     Flag(
         "master", _url, "a URL, http:// or https://", "The Kubernetes API server; overrides the kubeconfig."
     ),
     Flag(
         "mesh-granularity",
-        _choice("location", "full"),
+        choice("location", "full"),
         "location or full",
         "Mesh locations, or every node.",
     ),
@@ -270,7 +283,12 @@ FLAGS: tuple[Flag, ...] = (
         "a duration such as 30s or 1m30s, above 0",
         "How often everything is compared again.",
     ),
-    Flag("run-dir", _path, "an absolute path", "Where the workers' sockets are."),
+    Flag(
+        "run-dir",
+        _run_dir,
+        f"an absolute path of at most {MOST_RUN_DIR} bytes",
+        "Where the workers' sockets are.",
+    ),
     Flag("service-cidr", _networks, _CIDRS, "Never masqueraded.", repeatable=True),
     Flag("state-dir", _path, "an absolute path", "Where the private key is."),
     Flag("subnet", _network, "a CIDR such as 10.4.0.0/16", "Addresses of WireGuard interfaces."),
@@ -308,7 +326,7 @@ def split(
             elif rest:
                 text = rest.pop(0)
             else:
-                raise FlagError(f"flag --{name} needs a value: {flag.allowed}")
+                raise FlagError(f"flag {flag.dashed} needs a value: {flag.allowed}")
         texts.setdefault(name, []).append(text)
     return texts, words
 
@@ -321,7 +339,7 @@ def value_of(flag: Flag, texts: Sequence[str], source: str = "") -> Any:
             values.append(flag.parse(text))
         except ValueError as e:
             raise FlagError(
-                f"{source or '--' + flag.name}: {text!r} is not allowed; allowed: {flag.allowed}"
+                f"{source or flag.dashed}: {text!r} is not allowed; allowed: {flag.allowed}"
             ) from e
     if flag.repeatable:
         return tuple(item for value in values for item in value)

@@ -1,25 +1,27 @@
 """What every worker runs in: its loop, its outlet on the bus, its log, and its report about itself.
 
 A worker is a class with ``start`` and ``stop``; ``run`` gives it a Context and keeps it going.
-SIGTERM and SIGINT end it with its clean-up, SIGHUP without (a restart), and so does the death of
-the parent: what was set up in the kernel stays.
+Alone, SIGTERM and SIGINT end it with its clean-up, SIGHUP without (a restart). Under a parent its
+orders come over a leash (see kilo.leash); the parent's death ends it too, and what was set up in the
+kernel stays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from kilo.bus import Change, Loop, Publisher, Subscription, Timer, Topic, state_of
 from kilo.bus.publisher import Outlet
 from kilo.config import Config
 from kilo.errors import KiloError, PermanentError, TemporaryError
-from kilo.log import Logger
+from kilo.leash import CLEANED, END, GO, HOLD, QUIT, STARTED
+from kilo.log import Logger, complain
 from kilo.model.host import Failure, WorkerState
 
 T = TypeVar("T")
@@ -27,6 +29,12 @@ HEARTBEAT = 1.0
 MEASURE_EVERY = 5
 EXIT_PERMANENT = 2
 EXIT_CRASH = 1
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAME_SIGNAL = 0.2
+"""Seconds within which a second signal is the first one's echo: ``timeout`` and terminals send it to the
+program, and to its whole process group."""
+PARENT_ANSWERS = 1.0
+"""Seconds that a worker that gets a signal waits for what its parent has to say about it."""
 
 
 class Worker(Protocol):
@@ -36,7 +44,8 @@ class Worker(Protocol):
         """Subscribe, publish, set timers. Must not block; may raise PermanentError."""
 
     def stop(self, clean_up: bool) -> None:
-        """Last words. With ``clean_up``, undo what this worker did to the world, as the flags say."""
+        """Last words. With ``clean_up``, undo what this worker, in this or an earlier life, did to the
+        world, as the flags say. It may come without ``start``."""
 
 
 class Reporter:
@@ -83,6 +92,8 @@ class Reporter:
             self._measured = measure()
         self._beat += 1
         cpu, resident, fds = self._measured
+        if self._log.dropped:
+            self.errors["log"] = self._log.dropped
         return WorkerState(
             worker=self._worker,
             pid=os.getpid(),
@@ -146,49 +157,118 @@ class Context:
         self.log.error(f"{type(error).__name__}: {error}", trace=trace)
 
 
-def run(name: str, factory: Callable[[Context], Worker], config: Config, parent_alive: Any = None) -> int:
+class _Life:
+    """When a worker starts and ends: what signals, the parent, or its death say, kept until it is due.
+
+    Alone, a worker obeys signals at once. Under a parent it obeys the parent: a signal that the whole
+    process group got has reached the parent too, and its order will come when it is this worker's turn.
+    """
+
+    def __init__(self, context: Context, leash: int | None) -> None:
+        self.ending = False
+        self.clean_up = False
+        self.going = leash is None
+        self._held = False
+        self._leash = leash
+        self._log = context.log
+        self._loop = context.loop
+        self._since = 0.0
+        for number in ENDING:
+            signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        if leash is not None:
+            self._loop.add_reader(leash, self._on_order)
+
+    def end(self, clean_up: bool) -> None:
+        """Leave the loop; the last word that comes before the clean-up begins decides about it."""
+        self.ending, self.clean_up = True, clean_up
+        self._loop.stop()
+
+    def say(self, word: bytes) -> None:
+        """To the parent, if there is one."""
+        if self._leash is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._leash, word)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self._leash is not None:
+            self._loop.post(self._await_parent)
+        elif not self.ending:
+            self._since = now
+            self.end(number != signal.SIGHUP)
+        elif number != signal.SIGHUP and now - self._since > SAME_SIGNAL:
+            if self.clean_up:
+                self._log.warn("second signal; not waiting")
+                os._exit(EXIT_CRASH)
+            self.clean_up = True
+
+    def _await_parent(self) -> None:
+        self._loop.call_later(PARENT_ANSWERS, self._unanswered)
+
+    def _unanswered(self) -> None:
+        if not self._held and not self.ending:
+            self._log.warn("a signal of somebody else than the parent; ending for a restart")
+            self.end(clean_up=False)
+
+    def _on_order(self) -> None:
+        assert self._leash is not None  # noqa: S101 - it is what is read
+        orders = b""
+        with contextlib.suppress(OSError):  # reset: what we said last was not read any more
+            orders = os.read(self._leash, 64)
+        for order in (orders[i : i + 1] for i in range(len(orders))):
+            if order in (END, QUIT):
+                self.end(order == END)
+            elif order == HOLD:
+                self._held = True
+            elif order == GO and not self.going:
+                self.going = True
+                self._loop.stop()
+        if not orders:
+            self._loop.remove_reader(self._leash)
+            if not self.ending:
+                self._log.warn("the parent is gone; ending, the data plane stays")
+                self.end(clean_up=False)
+
+
+def run(name: str, factory: Callable[[Context], Worker], config: Config, leash: int | None = None) -> int:
     """Run a worker until it is told to end; its exit status.
 
-    ``parent_alive``: a descriptor that becomes readable when the parent is gone, or None.
+    ``leash``: this worker's end of the line to its parent, None if it runs alone.
     """
-    clean_up = False
     try:
         context = Context(name, config)
     except (PermanentError, TemporaryError) as e:
-        print(f"kg {name}: {e}", file=sys.stderr)
+        complain(f"kg {name}: {e}")
         return EXIT_PERMANENT if isinstance(e, PermanentError) else EXIT_CRASH
-    loop, log = context.loop, context.log
-
-    def end(number: int, frame: object) -> None:
-        nonlocal clean_up
-        if number != signal.SIGHUP and clean_up:
-            os._exit(EXIT_CRASH)
-        clean_up = number != signal.SIGHUP
-        loop.stop()
-
-    def orphaned() -> None:
-        log.warn("the parent is gone; ending, the data plane stays")
-        loop.stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, end)
-    if parent_alive is not None:
-        loop.add_reader(parent_alive, orphaned)
+    life = _Life(context, leash)
     try:
         worker = factory(context)
-        context.heartbeats()
-        worker.start()
-        loop.run()
+        if not life.going:
+            context.loop.run()
+        if not life.ending:
+            context.heartbeats()
+            worker.start()
+            life.say(STARTED)
+        if not life.ending:
+            context.loop.run()
         context.report.phase = "stopping"
         context.beat()
+        clean_up = life.clean_up
         worker.stop(clean_up)
     except PermanentError as e:
-        log.error(str(e))
-        print(f"kg {name}: {e}", file=sys.stderr)
+        context.log.error(str(e))
+        complain(f"kg {name}: {e}")
         return EXIT_PERMANENT
-    except Exception:  # noqa: BLE001 - the main loop
-        log.error("worker died", trace=traceback.format_exc())
+    except TemporaryError as e:
+        context.log.error(str(e))
+        complain(f"kg {name}: {e}")
         return EXIT_CRASH
-    log.info("ended", clean_up=clean_up)
-    loop.close()
+    except Exception:  # noqa: BLE001 - the main loop
+        context.log.error("worker died", trace=traceback.format_exc())
+        return EXIT_CRASH
+    if clean_up:
+        life.say(CLEANED)
+    context.log.info("ended", clean_up=clean_up)
+    context.loop.close()
     return 0

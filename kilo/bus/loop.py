@@ -97,10 +97,11 @@ class Loop:
         end.cancel()
 
     def close(self) -> None:
-        """Close the bus sockets and the loop. Messages not yet taken by the kernel get 200 ms."""
+        """Close the bus sockets, which say themselves for how long their last messages may take, and the
+        loop."""
         os.close(self._wake_r)
         os.close(self._wake_w)
-        self.context.destroy(linger=200)
+        self.context.destroy()
         while self._closers:
             self._closers.pop()()
 
@@ -116,9 +117,10 @@ class Loop:
         return timer
 
     def _round(self) -> None:
-        for source, _ in self._poller.poll(self._timeout()):
-            callback = self._readers.get(source)
-            if callback is not None:
+        ready = [(source, self._readers.get(source)) for source, _ in self._poller.poll(self._timeout())]
+        for source, callback in ready:
+            # A callback before this one may have closed the descriptor, and another file have its number.
+            if callback is not None and self._readers.get(source) is callback:
                 self._call(callback)
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:

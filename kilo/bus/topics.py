@@ -4,7 +4,8 @@
 topic        producer  keys and values
 ============ ========= ==========================================================================
 cluster      watcher   ``node/NAME``: Node that takes part; ``local``: this node's, always, while
-                       its object exists; ``peer/NAME``: Peer. Published once all has been read.
+                       its object exists; ``peer/NAME``: Peer; ``api``: ApiServer. Published once
+                       all has been read.
 problems     watcher   ``KIND/NAME/FIELD``: Problem
 announce     mesh      ``announce``: Announcement
 plan         mesh      each item under its own key, see kilo.model.plan
@@ -12,6 +13,7 @@ cni          mesh      ``cni``: CniTarget
 topology     mesh      ``segment/LOCATION``, ``peer/NAME``, ``head``
 host         netctl    ``host``: HostFacts
 wireguard    netctl    public key: WireGuardPeerState
+held         netctl    plan key of each route of ours that the kernel has: True
 WORKER.state every one ``state``: WorkerState
 ============ ========= ==========================================================================
 """
@@ -25,7 +27,7 @@ import msgspec
 
 from kilo.bus.wire import Frame, hook
 from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
-from kilo.model.node import Announcement, Node, Peer, Problem
+from kilo.model.node import Announcement, ClusterItem, Problem
 from kilo.model.plan import CniTarget, PlanItem
 from kilo.model.topology import TopologyItem
 
@@ -47,7 +49,7 @@ class Topic(Generic[T]):
         object.__setattr__(self, "decoder", msgspec.msgpack.Decoder(frame, dec_hook=hook))
 
 
-CLUSTER: Topic[Node | Peer] = Topic("cluster", "watcher", Node | Peer)
+CLUSTER: Topic[ClusterItem] = Topic("cluster", "watcher", ClusterItem)
 PROBLEMS: Topic[Problem] = Topic("problems", "watcher", Problem)
 ANNOUNCE: Topic[Announcement] = Topic("announce", "mesh", Announcement)
 PLAN: Topic[PlanItem] = Topic("plan", "mesh", PlanItem)
@@ -55,6 +57,7 @@ CNI: Topic[CniTarget] = Topic("cni", "mesh", CniTarget)
 TOPOLOGY: Topic[TopologyItem] = Topic("topology", "mesh", TopologyItem)
 HOST: Topic[HostFacts] = Topic("host", "netctl", HostFacts)
 WIREGUARD: Topic[WireGuardPeerState] = Topic("wireguard", "netctl", WireGuardPeerState)
+HELD: Topic[bool] = Topic("held", "netctl", bool)
 STATES: dict[str, Topic[WorkerState]] = {w: Topic(f"{w}.state", w, WorkerState) for w in WORKERS}
 ALL: tuple[Topic[Any], ...] = (
     CLUSTER,
@@ -65,6 +68,7 @@ ALL: tuple[Topic[Any], ...] = (
     TOPOLOGY,
     HOST,
     WIREGUARD,
+    HELD,
     *STATES.values(),
 )
 

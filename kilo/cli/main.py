@@ -3,59 +3,31 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from kilo import __version__
-from kilo.config import FLAGS, Config, FlagError, load, split
+from kilo.cli.help import COMMANDS, general, of_command
+from kilo.config import FLAGS, Config, Flag, FlagError, choice, load, split, value_of
+from kilo.log import complain, own_outputs
 
 WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
-COMMANDS = {
-    "watcher": "run only the watcher: speaks to the Kubernetes API",
-    "mesh": "run only the planner",
-    "netctl": "run only what changes the kernel",
-    "cni": "run only what keeps the CNI configuration",
-    "health": "run only the health and metrics server",
-    "plan": "print what would be planned, from files; see kg plan --help",
-    "status": "print how the agent on this host is doing",
-    "restart": "restart one worker, or all: kg restart WORKER",
-    "tail": "print what passes on the bus: kg tail [WORKER]",
-    "version": "print the version",
-}
-
-
-def usage() -> str:
-    """The text of ``kg --help``."""
-    lines = ["Usage: kg [COMMAND] [FLAGS]", "", "kg without a command runs the agent. Commands:"]
-    lines += [f"  {name:<9} {meaning}" for name, meaning in COMMANDS.items()]
-    lines += ["", "Flags of every command; each also from the environment, as KILO_ and its name:"]
-    for flag in FLAGS:
-        default = getattr(Config(), flag.field)
-        lines.append(f"  --{flag.name}  {flag.meaning} Allowed: {flag.allowed}. Default: {shown(default)}.")
-    return "\n".join(lines)
-
-
-def shown(value: object) -> str:
-    """A flag's default as a person would write it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:g}s"
-    if value in ("", ()):
-        return "none"
-    if isinstance(value, tuple):
-        return f"{value[0]}:{value[1]}"
-    return str(value)
+HELP = ("--help", "-help", "-h")
+STATUS_FLAGS = (Flag("o", choice("text", "json"), "text, json", "What to print (default: text)."),)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The entry point of the ``kg`` script; its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(arguments)
+        status = dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a reader that is gone is met here, and not when nobody can say so any more
+        return status
     except FlagError as e:
-        print(f"kg: {e}", file=sys.stderr)
+        complain(f"kg: {e}")
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -66,14 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(arguments: list[str]) -> int:
     """Run the command that ``arguments`` name. Raises FlagError."""
-    command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
-    if command == "plan":
+    if arguments[:1] == ["plan"]:
         return run("kilo.cli.plan", arguments[1:])
-    if any(a in ("--help", "-help", "-h") for a in arguments) or arguments[:1] == ["help"]:
-        print(usage())
-        return 0
-    texts, words = split(arguments)
+    if arguments[:1] == ["help"] or any(a in HELP for a in arguments):
+        return tell(arguments)
+    texts, words = split(arguments, {flag.name: flag for flag in (*FLAGS, *STATUS_FLAGS)})
     command = words.pop(0) if words else ""
+    output = texts.pop("o", [])
+    if output and command != "status":
+        raise FlagError("unknown flag -o; kg status and kg plan have it")
     config = load(texts)
     if config.version or command == "version":
         print(__version__)
@@ -84,11 +57,24 @@ def dispatch(arguments: list[str]) -> int:
         raise FlagError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}")
     if words and command not in ("restart", "tail"):
         raise FlagError(f"{words[0]!r} is not expected here; kg --help says what is")
+    if command == "status":
+        return run("kilo.cli.status", config, value_of(STATUS_FLAGS[0], output or ["text"]))
     if command in WORKERS:
         return run_alone(command, config)
     if command:
         return run("kilo.cli.operate", command, config, words)
+    hold_signals()
     return run("kilo.supervisor.parent", config)
+
+
+def tell(arguments: list[str]) -> int:
+    """Print the help of the command that ``arguments`` name, or the general one."""
+    named = next((a for a in arguments if a in COMMANDS), "")
+    if named == "plan":
+        return run("kilo.cli.plan", ["--help"])
+    own = STATUS_FLAGS if named == "status" else ()
+    print(of_command(named, own) if named else general())
+    return 0
 
 
 def run(module: str, *arguments: object) -> int:
@@ -99,8 +85,16 @@ def run(module: str, *arguments: object) -> int:
 
 def run_alone(name: str, config: Config) -> int:
     """Run one worker in this process."""
+    hold_signals()
+    own_outputs()
     child = import_module("kilo.supervisor.child")
     return int(child.run_worker(name, config))
+
+
+def hold_signals() -> None:
+    """Keep what tells the agent to end until it is ready to do so properly; the kernel would throw it
+    away where the agent is PID 1."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kilo import graph
+from kilo.cli.help import of_command
 from kilo.cli.objectfile import Objects, read_objects
 from kilo.config import FLAGS, Config, Flag, FlagError, load, settings_of, split, value_of
 from kilo.errors import KiloError, ProtocolError
+from kilo.mesh.claims import conflicts
 from kilo.mesh.describe import PRIVATE, TUNNEL, describe, peer_views
 from kilo.mesh.firewall import SETS, firewall
-from kilo.mesh.planner import conflicts
 from kilo.mesh.routes import routes
 from kilo.mesh.topology import CannotPlan, Topology, build
 from kilo.mesh.wireguard import conf
@@ -79,15 +80,6 @@ OWN_FLAGS = (
         repeatable=True,
     ),
 )
-USAGE = """\
-Usage: kg plan --nodes FILE [--peers FILE] [--hostname NODE] [-o FORMAT] [FLAGS]
-
-Prints what the agent with these flags would plan on the node that --hostname names, from
-  kubectl get nodes -o json > nodes.json
-  kubectl get peers.kilo.squat.ai -o json > peers.json
-Whoever takes no part is named on standard error, with the field and the reason.
-
-"""
 
 
 @dataclass
@@ -121,7 +113,7 @@ class Request:
 def main(argv: Sequence[str]) -> int:
     """Run ``kg plan`` with these arguments; its exit status."""
     if any(word in ("-h", "-help", "--help") for word in argv):
-        print(USAGE + "\n".join(f"  {_dashed(flag)}  {flag.meaning}" for flag in (*OWN_FLAGS, *FLAGS)))
+        print(of_command("plan", OWN_FLAGS))
         return 0
     try:
         request = _request(argv)
@@ -130,10 +122,6 @@ def main(argv: Sequence[str]) -> int:
         _tell(str(e))
         return 2
     return _plan(cluster, request)
-
-
-def _dashed(flag: Flag) -> str:
-    return f"-{flag.name}" if len(flag.name) == 1 else f"--{flag.name}"
 
 
 def _tell(text: str) -> None:
@@ -253,7 +241,7 @@ def _plan(cluster: Cluster, request: Request) -> int:
             expected["error"] = str(e)
             _tell(str(e))
     if topology is not None:
-        for conflict in conflicts(topology).values():
+        for conflict in conflicts(topology, settings).values():
             _tell(conflict)
     if request.format == "json":
         if topology is not None:

@@ -21,8 +21,13 @@ from kilo.worker import Context
 STALE = 5.0
 """Seconds without a heartbeat after which a worker is not believed to be alive."""
 EVENTS_MAX = 100
-APPLIED = "applied_generation"
-"""The gauge of netctl that is there once a plan has been applied in full."""
+APPLIED, PLANNED, SINCE = "applied_generation", "planned_generation", "unapplied_since"
+"""Gauges of netctl: the plan that the kernel has, there once one has been applied in full; the plan
+that it was told of last; and since when (Unix s) the kernel lacks something, 0 if nothing."""
+STOPPED = "stopped"
+"""The fact of netctl that says what stops the whole data plane, there while something does."""
+LATE = 5.0
+"""Seconds that netctl has to apply a plan, or to bring back what was taken away."""
 OWN = "health"
 
 
@@ -87,11 +92,27 @@ def not_ready(snapshot: Snapshot) -> dict[str, str]:
             reasons[name] = f"not heard for {view.age:.0f} s"
         elif view.state.phase != "ready":
             reasons[name] = view.state.phase
-        elif name == "netctl" and APPLIED not in view.state.gauges:
-            reasons[name] = "no plan is applied yet"
+        elif name == "netctl" and (reason := not_applied(view.state, snapshot.at)):
+            reasons[name] = reason
     if snapshot.topology is None:
         reasons["topology"] = "there is no plan yet"
     return reasons
+
+
+def not_applied(netctl: WorkerState, now: float) -> str:
+    """Why the kernel is not as planned, by netctl's own word; "" while it is, or is hardly late.
+
+    ``now`` in Unix seconds.
+    """
+    gauges, stopped = netctl.gauges, netctl.info.get(STOPPED, "")
+    late = now - gauges[SINCE] if gauges.get(SINCE) else 0.0
+    if APPLIED not in gauges:
+        return stopped or "no plan is applied yet"
+    if late <= LATE:
+        return ""
+    return (
+        stopped or f"plan {gauges.get(PLANNED, 0):g} is not applied for {late:.0f} s; {gauges[APPLIED]:g} is"
+    )
 
 
 class ErrorTotals:

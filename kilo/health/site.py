@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from kilo import graph
+from kilo.bus import WORKERS
 from kilo.health import metrics, page
 from kilo.health.draw import FORMATS, LAYOUTS, Artist, Busy, CannotDraw, NotInstalled, Order
 from kilo.health.gather import Snapshot, not_ready
@@ -42,7 +43,7 @@ class Site:
             case "/health":
                 return plain(200, "ok")
             case "/ready":
-                return ready(self._snapshot())
+                return ready(self._snapshot(), _choice(request, "worker", "", ("", *WORKERS)))
             case "/metrics":
                 now = self._snapshot()
                 return lambda: Response(200, metrics.render(now), metrics.CONTENT_TYPE)
@@ -77,13 +78,16 @@ class Site:
         return lambda: drawing(artist, order, now)
 
 
-def ready(snapshot: Snapshot) -> Response:
-    """200 when all workers do all of their job, else 503; the body says what is missing or fails."""
-    reasons = not_ready(snapshot)
+def ready(snapshot: Snapshot, worker: str = "") -> Response:
+    """200 when all workers do all of their job, else 503; the body says what is missing or fails.
+
+    With ``worker`` that one alone counts: for readiness probes of containers that hold one each.
+    """
+    reasons = {name: reason for name, reason in not_ready(snapshot).items() if worker in ("", name)}
     failing = {
         f"{name}/{key}"[:200]: failure.message[:200]
         for name, view in snapshot.workers.items()
-        if view.state is not None
+        if view.state is not None and worker in ("", name)
         for key, failure in view.state.failing.items()
     }
     body = {

@@ -1,4 +1,4 @@
-"""Which of many networks overlap, and whose they are. Pure; used by kilo.mesh.topology.
+"""Which of many networks overlap, and whose they are. Pure; used by kilo.mesh.topology and claims.
 
 Networks of one IP version either nest or are disjoint, so a network overlaps another if the other
 holds its first address, which is one look-up for each prefix length, or starts inside it, which is
@@ -7,11 +7,14 @@ a search in sorted order.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
 
 from kilo.model.net import bounds
+
+T = TypeVar("T")
 
 
 class NetworkIndex:
@@ -39,14 +42,14 @@ class NetworkIndex:
         if not owners[owner]:
             del owners[owner]
 
-    def overlaps(self, network: str, besides: str | None = None) -> bool:
-        """Whether ``network`` shares an address with one that somebody else than ``besides`` owns."""
+    def overlapping(self, network: str, besides: str | None = None) -> str | None:
+        """An owner, other than ``besides``, of a network that shares an address with ``network``."""
         version, first, last = bounds(network)
-        return any(owner != besides for owner in self._owners_in(version, first, last))
+        return next((o for o in self._owners_in(version, first, last) if o != besides), None)
 
-    def holds(self, version: int, number: int) -> bool:
-        """Whether an address lies in any of the networks."""
-        return any(True for _ in self._owners_around(version, number))
+    def holding(self, version: int, number: int) -> str | None:
+        """An owner of a network in which the address lies."""
+        return next(self._owners_around(version, number), None)
 
     def _owners_in(self, version: int, first: int, last: int) -> Iterator[str]:
         yield from self._owners_around(version, first)
@@ -64,3 +67,50 @@ class NetworkIndex:
         for (of_version, width), table in self._owners.items():
             if of_version == version and (found := table.get(number & ~width)):
                 yield from found
+
+
+class Places(Generic[T]):
+    """Networks that belong to one owner each: which of them hold another network, and which lie in it."""
+
+    def __init__(self) -> None:
+        self.tables: dict[tuple[int, int], dict[int, T]] = {}
+        """By IP version and width (the last address less the first): first address to owner."""
+        self._sorted: dict[tuple[int, int], list[int]] = {}
+
+    def add(self, networks: Iterable[str], owners: Iterable[T]) -> None:
+        """Who came first keeps a network. All are added before anything is asked."""
+        kind, table = (0, 0), dict[int, T]()
+        for (version, first, last), owner in zip(map(bounds, networks), owners, strict=True):
+            if (version, last - first) != kind:
+                kind = (version, last - first)
+                table = self.tables.setdefault(kind, {})
+            if first not in table:
+                table[first] = owner
+
+    def holding(self, network: str) -> list[T]:
+        """The owners of all that are equal to ``network`` or wider and hold it, the narrowest first."""
+        version, first, last = bounds(network)
+        found = []
+        for (of_version, width), table in self.tables.items():
+            if of_version == version and width >= last - first:
+                owner = table.get(first & ~width)
+                if owner is not None:
+                    found.append((width, owner))
+        return [owner for _, owner in sorted(found, key=_width)]
+
+    def within(self, network: str) -> list[T]:
+        """The owners of all that are narrower than ``network`` and lie in it, or equal to it."""
+        version, first, last = bounds(network)
+        found = []
+        for key, table in self.tables.items():
+            if key[0] == version and key[1] <= last - first:
+                order = self._sorted.setdefault(key, [])
+                if len(order) != len(table):
+                    order[:] = sorted(table)
+                inside = order[bisect_left(order, first) : bisect_right(order, last)]
+                found += [table[number] for number in inside]
+        return found
+
+
+def _width(place: tuple[int, T]) -> int:
+    return place[0]

@@ -1,9 +1,9 @@
 """From everything the planner is told to everything it says: one pure function, ``plan``.
 
 The local node is planned from what this host is found to be, not from what its annotations say it
-was, so a node without any annotation takes part at once. What two others claim at once is given to
-the first, or to the local segment, and the conflict is reported: the kernel would give it to the last,
-and then every pass would find a difference.
+was, so a node without any annotation takes part at once. What two claim at once is settled by
+kilo.mesh.claims, and reported: the kernel would give it to the last, and then every pass would find a
+difference.
 """
 
 from __future__ import annotations
@@ -13,20 +13,23 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, underlay_mtu
+from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect
+from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
+from kilo.mesh.mtu import mtu_of
 from kilo.mesh.routes import local_routes, routes
-from kilo.mesh.topology import CannotPlan, Topology, build
+from kilo.mesh.topology import CannotPlan, Topology, broadcast_of, build
 from kilo.model.host import HostFacts, WireGuardPeerState
-from kilo.model.net import bounds, canonical_network, ip_of, single, text_of
-from kilo.model.node import Announcement, Endpoint, Node, Peer, UDPAddress
+from kilo.model.net import address_text, bounds, canonical_network, ip_of, single, text_of
+from kilo.model.node import Announcement, ApiServer, Endpoint, Node, Peer, UDPAddress
 from kilo.model.plan import (
     CniTarget,
     Firewall,
     Interface,
     PlanItem,
     PlannedPeer,
+    Route,
     SetEntry,
     Summary,
     Tunnel,
@@ -34,10 +37,6 @@ from kilo.model.plan import (
 from kilo.model.settings import Settings
 from kilo.model.topology import Segment, TopologyHead, TopologyItem
 
-WIREGUARD_OVERHEAD = 80
-"""Bytes that WireGuard adds to a packet over IPv6."""
-MIN_MTU = 1280
-DEFAULT_MTU = 1420
 MAX_KEEPALIVE = 65535
 
 
@@ -56,6 +55,7 @@ class Inputs:
     host: HostFacts
     wireguard: Mapping[str, WireGuardPeerState] | None
     settings: Settings
+    api: ApiServer | None = None
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,21 @@ def plan(inputs: Inputs) -> Planned:
     local = msgspec.structs.replace(local, discovered_endpoints=learnt)
     nodes = {**inputs.nodes, local.name: local}
     topology = build(nodes.values(), inputs.peers.values(), settings)
-    conflicts: dict[str, str] = {}
-    mtu = mtu_of(host, settings)
-    interface = _interface(topology, host, addresses, mtu)
+    settled = settle(topology, settings, host)
+    interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
-    items.update((peer.key, peer) for peer in _peers(topology, conflicts))
-    _add_routes(topology, settings, items)
-    _add_firewall(topology, settings, items)
+    items.update((peer.key, peer) for peer in _peers(settled))
+    has_source = assigned_here(host, local.internal_ip)
+    _add_routes(settled, settings, items, has_source)
+    _add_firewall(settled, settings, items)
     if tunnel := _tunnel(topology, settings):
         items[tunnel.key] = tunnel
+    if inputs.api:
+        items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
     return Planned(
         items=items,
         announcement=_announcement(topology, settings),
-        cni=CniTarget(local.subnet, mtu) if settings.cni else None,
+        cni=CniTarget(local.subnet, interface.mtu) if settings.cni else None,
         view=_view(topology),
         summary=Summary(
             generation=0,
@@ -103,7 +105,7 @@ def plan(inputs: Inputs) -> Planned:
             peers=len(topology.peers),
             segments=len(topology.segments),
         ),
-        conflicts=conflicts,
+        conflicts=settled.conflicts if has_source else settled.conflicts | _no_source(local),
     )
 
 
@@ -159,21 +161,15 @@ def learnt_of(state: WireGuardPeerState) -> UDPAddress | None:
     return UDPAddress(state.endpoint_ip, state.endpoint_port)
 
 
-def mtu_of(host: HostFacts, settings: Settings) -> int:
-    """Bytes; as the flag says, or for ``auto`` what the underlay leaves."""
-    if settings.mtu:
-        return settings.mtu
-    underlay = underlay_mtu(host)
-    return max(underlay - WIREGUARD_OVERHEAD, MIN_MTU) if underlay else DEFAULT_MTU
-
-
-def _interface(topology: Topology, host: HostFacts, addresses: HostAddresses, mtu: int) -> Interface:
+def _interface(
+    topology: Topology, host: HostFacts, addresses: HostAddresses, settings: Settings
+) -> Interface:
     """The port is that of the endpoint that the node announces, as in the Go agent."""
     local = topology.local
     private = local.internal_ip if assigned_here(host, local.internal_ip) else addresses.private
     return Interface(
         up=topology.leader,
-        mtu=mtu,
+        mtu=mtu_of(topology, host, private, settings),
         listen_port=local.endpoint.port if local.endpoint else 0,
         address=topology.wireguard_cidr if topology.leader else "",
         private_ip=private,
@@ -181,49 +177,29 @@ def _interface(topology: Topology, host: HostFacts, addresses: HostAddresses, mt
     )
 
 
-def _peers(topology: Topology, conflicts: dict[str, str]) -> list[PlannedPeer]:
+def _no_source(local: Node) -> dict[str, str]:
+    """The conflict of a forced internal IP that is nobody's, as far as the host knows."""
+    if not local.internal_ip:
+        return {}
+    ip = address_text(local.internal_ip)
+    what = f"the annotation kilo.squat.ai/force-internal-ip says {ip}, which no link of this host has"
+    return {"force-internal-ip": f"{what}: the kernel chooses the source address of routes"}
+
+
+def _peers(settled: Settled) -> list[PlannedPeer]:
     """The peers of the device; none where it is down. Each network goes to one of them."""
+    topology = settled.topology
     if not topology.leader:
         return []
-    own = topology.own
-    keys = {topology.local.key: own.location}
-    claims = dict.fromkeys(own.allowed_ips, own.location)
     keepalive = topology.local.persistent_keepalive
     if not 0 <= keepalive <= MAX_KEEPALIVE:
         keepalive = 0
-    found = []
-    others: list[Segment | Peer] = [s for s in topology.segments if s.location != own.location]
-    for other in (*others, *topology.peers):
-        name, key, networks = _claims(other)
-        first = keys.setdefault(key, name)
-        if first != name:
-            conflicts[f"key/{key}"] = f"{first} and {name} have the same public key {key}; the first counts"
-            continue
-        allowed = []
-        for network in networks:
-            holder = claims.setdefault(network, name)
-            if holder == name:
-                allowed.append(network)
-            else:
-                conflicts[f"network/{network}"] = f"{holder} and {name} claim {network}; the first counts"
-        found.append(_planned(topology, other, tuple(dict.fromkeys(allowed)), keepalive))
-    return found
-
-
-def conflicts(topology: Topology) -> dict[str, str]:
-    """What two claim at once, by a stable key, for a person."""
-    found: dict[str, str] = {}
-    _peers(topology, found)
-    return found
-
-
-def _claims(other: Segment | Peer) -> tuple[str, str, Iterable[str]]:
-    """Name, key and networks of a segment or peer."""
-    if isinstance(other, Segment):
-        extra = other.allowed_location_ips
-        networks = (*other.allowed_ips, *map(canonical_network, extra)) if extra else other.allowed_ips
-        return other.location, other.key, networks
-    return f"peer {other.name}", other.public_key, map(canonical_network, other.allowed_ips)
+    others: list[Segment | Peer] = [s for s in topology.segments if s.location != topology.location]
+    others += topology.peers
+    cloned = settled.cloned
+    if cloned:
+        others = [other for other in others if label_of(other) not in cloned]
+    return [_planned(topology, other, settled.allowed_ips(other), keepalive) for other in others]
 
 
 def _planned(
@@ -243,29 +219,40 @@ def _planned(
     )
 
 
-def _add_routes(topology: Topology, settings: Settings, items: dict[str, PlanItem]) -> None:
-    """Nothing that somebody far away claims leads away from the local segment's own addresses."""
-    found, rules = routes(topology, settings)
-    own = topology.own
-    near = {*own.cidrs, *map(single, own.private_ips)}
-    mine = set(local_routes(topology, settings))
+def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool) -> None:
+    """Without what others do not get here, and without gateways that the kernel would refuse."""
+    topology = settled.topology
+    found, rules = routes(topology, settings, has_source)
+    subnet = canonical_network(topology.subnet) if topology.leader else ""
+    broadcast = broadcast_of(topology.subnet)
+    gone, ours = settled.gone, settled.ours
+    mine = set(local_routes(topology, settings, has_source)) if gone or ours else set[Route]()
     for route in found:
-        if route.dst in near and not route.table and route not in mine:
+        dst = canonical_network(route.dst)
+        if not route.table and (dst == subnet or dst in (ours if route in mine else gone)):
             continue
-        if (dst := canonical_network(route.dst)) != route.dst:
+        if broadcast and route.via == broadcast and route.device == "wireguard":
+            route = msgspec.structs.replace(route, via="", onlink=False)
+        if dst != route.dst:
             route = msgspec.structs.replace(route, dst=dst)
         items.setdefault(route.key, route)
     for rule in rules:
         items.setdefault(rule.key, rule)
 
 
-def _add_firewall(topology: Topology, settings: Settings, items: dict[str, PlanItem]) -> None:
-    wall = firewall(topology, settings)
+def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanItem]) -> None:
+    """Where somebody far away does not get what he claims, pods are masqueraded as everywhere else."""
+    wall = firewall(settled.topology, settings)
     rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules)
     items[rules.key] = rules
+    if settled.gone:
+        kept = {*settled.topology.own.allowed_ips, *settings.service_cidrs}
+        wall.sets["no_masquerade_to"] -= settled.gone - kept
     for name, members in wall.sets.items():
-        for network in map(canonical_network, members):
-            items[f"entry/{name}/{network}"] = SetEntry(name, network)
+        for member in map(canonical_network, members):
+            split = settled.split.get(member) if name == "no_masquerade_to" else None
+            for network in (member,) if split is None else split:
+                items[f"entry/{name}/{network}"] = SetEntry(name, network)
 
 
 def _tunnel(topology: Topology, settings: Settings) -> Tunnel | None:
@@ -279,6 +266,12 @@ def _tunnel(topology: Topology, settings: Settings) -> Tunnel | None:
         version, first, last = bounds(topology.local.subnet)
         address = single(text_of(version, min(first + 1, last)))
     return Tunnel("cilium" if settings.compatibility == "cilium" else "ipip", address)
+
+
+def _api_server(api: ApiServer, nodes: Iterable[Node]) -> ApiServer:
+    """Behind a service's address, or a load balancer's, the API servers are nodes of the control plane."""
+    near = {ip_of(node.internal_ip) for node in nodes if node.control_plane and node.internal_ip}
+    return ApiServer(tuple(sorted(near.union(api.addresses))), api.reachable)
 
 
 def _announcement(topology: Topology, settings: Settings) -> Announcement:

@@ -17,17 +17,21 @@ KILO_TABLE = 1107
 """Where routes to private addresses go that only count for traffic from pods and from the mesh."""
 
 
-def routes(topology: Topology, settings: Settings) -> tuple[list[Route], list[Rule]]:
-    """The local node's routes and rules. ``dst`` keeps the host bits that its source has."""
-    planner = _Planner(topology, settings)
+def routes(topology: Topology, settings: Settings, has_source: bool = True) -> tuple[list[Route], list[Rule]]:
+    """The local node's routes and rules. ``dst`` keeps the host bits that its source has.
+
+    ``has_source``: whether the local node's internal IP is assigned to this host. The kernel refuses a
+    route with a source address that is not.
+    """
+    planner = _Planner(topology, settings, has_source)
     return planner.leader() if topology.leader else planner.follower()
 
 
-def local_routes(topology: Topology, settings: Settings) -> list[Route]:
+def local_routes(topology: Topology, settings: Settings, has_source: bool = True) -> list[Route]:
     """Those of the local node's routes that lead to nodes of its own segment."""
     found: list[Route] = []
     if topology.local.internal_ip and settings.local:
-        _Planner(topology, settings).within(topology.own, found, [])
+        _Planner(topology, settings, has_source).within(topology.own, found, [])
     return found
 
 
@@ -50,11 +54,12 @@ def peer_routes(topology: Topology, name: str, extra: Iterable[str] = ()) -> lis
 class _Planner:
     """What the ways of planning share: the topology, the flags, and the local private address."""
 
-    def __init__(self, topology: Topology, settings: Settings) -> None:
+    def __init__(self, topology: Topology, settings: Settings, has_source: bool) -> None:
         self._topology = topology
         self._settings = settings
         self._private = topology.local.internal_ip
-        self._src = address_text(self._private) if self._private else ""
+        self._address = address_text(self._private) if self._private else ""
+        self._src = self._address if has_source else ""
 
     def leader(self) -> tuple[list[Route], list[Rule]]:
         """A leader reaches its own segment directly and everybody else through WireGuard."""
@@ -127,7 +132,7 @@ class _Planner:
 
     def _others(self, own: Segment) -> Iterator[tuple[int, str]]:
         """Index and private address of the own segment's nodes that are not this one."""
-        return ((i, ip) for i, ip in enumerate(own.private_ips) if ip != self._src)
+        return ((i, ip) for i, ip in enumerate(own.private_ips) if ip != self._address)
 
     def _gateway(self, segment: Segment, i: int) -> str:
         """Where the encapsulation in use wants packets for node ``i`` of ``segment`` sent."""

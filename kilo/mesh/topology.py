@@ -34,7 +34,8 @@ class Topology:
     ``wireguard_cidr`` (Interface form): the address of the local WireGuard interface, or ``subnet``
     itself where the local node does not lead. ``peers`` are without allowed IPs that an earlier one
     has. ``discovered``: endpoints that nodes have learnt of others, by public key; None where one
-    was lost.
+    was lost. ``shared``: allowed IPs that several peers have, with all their names, who got it first.
+    ``fallen``: location, allowed location IP, and who has what it overlaps, of those that do not stand.
     """
 
     hostname: str
@@ -46,6 +47,8 @@ class Topology:
     segments: tuple[Segment, ...]
     peers: tuple[Peer, ...]
     discovered: Mapping[str, UDPAddress | None]
+    shared: Mapping[str, tuple[str, ...]]
+    fallen: tuple[tuple[str, str, str], ...]
 
     @property
     def own(self) -> Segment:
@@ -92,10 +95,11 @@ def build(nodes: Iterable[Node], peers: Iterable[Peer], settings: Settings) -> T
     located = sorted(groups.items())
     for _, members in located:
         members.sort(key=_name)
-    distinct = _without_duplicate_ips(sorted(peers, key=_name))
+    distinct, shared = _without_duplicate_ips(sorted(peers, key=_name))
     segments = _segments(located, settings.subnet)
+    fallen: list[tuple[str, str, str]] = []
     if any(segment.allowed_location_ips for segment in segments):
-        court = _LocationIPs(segments, distinct)
+        court = _LocationIPs(segments, distinct, fallen)
         segments = [court.judge(segment) for segment in segments]
     location = location_of(local, settings.mesh_granularity)
     own = next(s for s in segments if s.location == location)
@@ -111,6 +115,8 @@ def build(nodes: Iterable[Node], peers: Iterable[Peer], settings: Settings) -> T
         segments=tuple(segments),
         peers=distinct,
         discovered=_discovered(local, located),
+        shared=shared,
+        fallen=tuple(fallen),
     )
 
 
@@ -144,6 +150,15 @@ def _segments(located: Sequence[tuple[str, Sequence[Node]]], subnet: str) -> lis
         _segment(location, nodes, text_of(version, number))
         for number, (location, nodes) in enumerate(located, first + 1)
     ]
+
+
+def broadcast_of(subnet: str) -> str:
+    """The address to which every host of ``subnet`` listens, "" if it has none: the last to be given out.
+
+    No route can go by it.
+    """
+    version, first, last = bounds(subnet)
+    return text_of(version, last) if version == 4 and last - first > 1 else ""
 
 
 def _segment(location: str, nodes: Sequence[Node], wireguard_ip: str) -> Segment:
@@ -181,49 +196,66 @@ class _LocationIPs:
     those that overlap another location's or a peer's.
 
     Asked segment by segment, in order: what an earlier segment lost no longer stands in the way,
-    what a later one claims does, and only WireGuard addresses handed out so far count.
+    what a later one claims does, and only WireGuard addresses handed out so far count. ``fallen``
+    takes those that do not stand, as in Topology.
     """
 
-    def __init__(self, segments: Sequence[Segment], peers: Sequence[Peer]) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], peers: Sequence[Peer], fallen: list[tuple[str, str, str]]
+    ) -> None:
+        self._fallen = fallen
         self._claimed, self._allowed, self._peers = NetworkIndex(), NetworkIndex(), NetworkIndex()
         for segment in segments:
             for network in segment.allowed_location_ips:
                 self._claimed.add(network, segment.location)
             for network in segment.allowed_ips[:-1]:
-                self._allowed.add(network)
+                self._allowed.add(network, segment.location)
         for peer in peers:
             for network in peer.allowed_ips:
-                self._peers.add(network)
+                self._peers.add(network, f"peer {peer.name}")
 
     def judge(self, segment: Segment) -> Segment:
         """The next segment, with those of its allowed location IPs that stand."""
-        self._allowed.add(segment.allowed_ips[-1])
-        kept = tuple([n for n in segment.allowed_location_ips if self._stands(n, segment.location)])
+        location = segment.location
+        self._allowed.add(segment.allowed_ips[-1], location)
+        kept, fallen = [], []
         for network in segment.allowed_location_ips:
-            if network not in kept:
-                self._claimed.discard(network, segment.location)
-        return msgspec.structs.replace(segment, allowed_location_ips=kept)
+            other = self._in_the_way(network, location)
+            if other is None:
+                kept.append(network)
+            else:
+                fallen.append((location, network, other))
+        for _, network, _ in fallen:
+            self._claimed.discard(network, location)
+        self._fallen += fallen
+        return msgspec.structs.replace(segment, allowed_location_ips=tuple(kept))
 
-    def _stands(self, network: str, location: str) -> bool:
-        address = parse_ip(address_text(network))
-        return not (
-            self._claimed.overlaps(network, besides=location)
-            or self._allowed.holds(address.version, int(address))
-            or self._peers.overlaps(network)
-        )
+    def _in_the_way(self, network: str, location: str) -> str | None:
+        """Who has what ``network`` must not overlap, if anybody has."""
+        other = self._claimed.overlapping(network, besides=location)
+        if other is None:
+            address = parse_ip(address_text(network))
+            other = self._allowed.holding(address.version, int(address))
+        return self._peers.overlapping(network) if other is None else other
 
 
-def _without_duplicate_ips(peers: Sequence[Peer]) -> tuple[Peer, ...]:
-    """Peers without the allowed IPs that an earlier one has, or that they name twice."""
-    seen: set[str] = set()
+def _without_duplicate_ips(
+    peers: Sequence[Peer],
+) -> tuple[tuple[Peer, ...], dict[str, tuple[str, ...]]]:
+    """Peers without the allowed IPs that an earlier one has, or that they name twice; and who shares what."""
+    holders: dict[str, str] = {}
+    shared: dict[str, tuple[str, ...]] = {}
     distinct = []
     for peer in peers:
-        fresh = tuple([n for n in dict.fromkeys(peer.allowed_ips) if n not in seen])
-        seen.update(fresh)
+        named = dict.fromkeys(peer.allowed_ips)
+        fresh = tuple([n for n in named if n not in holders])
+        for network in named.keys() - fresh:
+            shared[network] = (*shared.get(network, (holders[network],)), peer.name)
+        holders.update(dict.fromkeys(fresh, peer.name))
         if fresh != peer.allowed_ips:
             peer = msgspec.structs.replace(peer, allowed_ips=fresh)
         distinct.append(peer)
-    return tuple(distinct)
+    return tuple(distinct), shared
 
 
 def _discovered(local: Node, located: Sequence[tuple[str, Sequence[Node]]]) -> dict[str, UDPAddress | None]:

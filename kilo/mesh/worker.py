@@ -11,13 +11,14 @@ import time
 
 import msgspec
 
-from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WIREGUARD, Change
+from kilo.bus import ANNOUNCE, CLUSTER, CNI, HELD, HOST, PLAN, TOPOLOGY, WIREGUARD, Change
 from kilo.config import settings_of
 from kilo.mesh.addresses import steady
 from kilo.mesh.planner import Inputs, Planned, learnt_of, plan
 from kilo.mesh.topology import CannotPlan
 from kilo.model.host import HostFacts, WireGuardPeerState
-from kilo.model.node import Node, Peer, UDPAddress
+from kilo.model.node import ApiServer, ClusterItem, Node, Peer, UDPAddress
+from kilo.model.plan import route_key
 from kilo.worker import Context
 
 MIN_GAP = 0.02
@@ -39,21 +40,24 @@ class MeshWorker:
         self._not_before = 0.0
         self._plans = 0
         self._generation = 0
-        self._conflicts: set[str] = set()
+        self._conflicts: dict[str, str] = {}
         self._followed: dict[str, UDPAddress | None] = {}
         self._looked = False
         self._facts: HostFacts | None = None
+        self._members: set[str] = set()
+        """Names of the nodes that the last plan had."""
 
     def start(self) -> None:
         self._cluster = self._context.subscribe(CLUSTER, self._on_cluster)
         self._host = self._context.subscribe(HOST, self._on_host)
         self._wireguard = self._context.subscribe(WIREGUARD, self._on_wireguard)
+        self._held = self._context.subscribe(HELD, self._on_held)
         self._say_missing()
 
     def stop(self, clean_up: bool) -> None:
         """Nothing to undo: what was planned is netctl's, what was announced the watcher's."""
 
-    def _on_cluster(self, change: Change[Node | Peer]) -> None:
+    def _on_cluster(self, change: Change[ClusterItem]) -> None:
         self._soon()
 
     def _on_host(self, change: Change[HostFacts]) -> None:
@@ -65,6 +69,11 @@ class MeshWorker:
         learnt.update(dict.fromkeys(change.removals))
         known = self._followed
         if not self._looked or any(key in known and known[key] != where for key, where in learnt.items()):
+            self._soon()
+
+    def _on_held(self, change: Change[bool]) -> None:
+        """Waited for once, and looked at when a node is in doubt: it causes no plan of its own."""
+        if self._report.info.get("waiting_for"):
             self._soon()
 
     def _soon(self) -> None:
@@ -96,6 +105,7 @@ class MeshWorker:
             took = time.monotonic() - started
             self._not_before = time.monotonic() + max(MIN_GAP, took)
         self._report.mend("plan")
+        self._members = set(inputs.nodes)
         self._publish(planned)
         self._log.debug("planned", items=len(planned.items), milliseconds=round(took * 1000, 1))
 
@@ -106,6 +116,10 @@ class MeshWorker:
             missing = "the cluster's nodes and peers, from the watcher"
         elif "host" not in self._host.state:
             missing = "the facts of this host, from netctl"
+        elif not self._held.complete and any(
+            isinstance(v, Node) and v.doubtful for v in self._cluster.state.values()
+        ):
+            missing = "the routes of this host, from netctl: whether some nodes are alive is in doubt"
         if missing != self._report.info.get("waiting_for", ""):
             if missing:
                 self._report.info["waiting_for"] = missing
@@ -119,19 +133,26 @@ class MeshWorker:
         nodes: dict[str, Node] = {}
         peers: dict[str, Peer] = {}
         local: Node | None = None
+        api: ApiServer | None = None
         for key, value in self._cluster.state.items():
             if isinstance(value, Peer):
                 peers[value.name] = value
+            elif isinstance(value, ApiServer):
+                api = value
             elif key == "local":
                 local = value
-            else:
+            elif not value.doubtful or self._is_used(value):
                 nodes[value.name] = value
         if local is None:
             name = self._settings.hostname
             raise CannotPlan(f"the cluster has no node {name}; --hostname names this host's node")
         wireguard = self._wireguard.state if self._wireguard.complete else None
         self._facts = steady(self._host.state["host"], self._facts)
-        return Inputs(local, nodes, peers, self._facts, wireguard, self._settings)
+        return Inputs(local, nodes, peers, self._facts, wireguard, self._settings, api)
+
+    def _is_used(self, node: Node) -> bool:
+        """Whether ``node`` is part of the mesh on this host until now, by our plan or the kernel's routes."""
+        return node.name in self._members or route_key(node.subnet) in self._held.state
 
     def _follow(self, inputs: Inputs) -> None:
         """Remember of whom it matters where WireGuard finds them, and where that is now."""
@@ -168,9 +189,10 @@ class MeshWorker:
         summary = planned.summary
         self._report.gauges.update(leader=int(summary.leader), nodes=summary.nodes, peers=summary.peers)
         self._report.info["segment"] = summary.location
-        for gone in self._conflicts - planned.conflicts.keys():
+        for gone in self._conflicts.keys() - planned.conflicts.keys():
             self._report.mend(gone)
-        for key in planned.conflicts.keys() - self._conflicts:
-            self._report.fail(key, planned.conflicts[key], event="conflict")
-        self._conflicts = set(planned.conflicts)
+        for key, message in planned.conflicts.items():
+            if self._conflicts.get(key) != message:
+                self._report.fail(key, message, event="conflict")
+        self._conflicts = planned.conflicts
         self._report.ready()

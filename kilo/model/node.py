@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 
 from kilo.model.keys import PresharedKey
@@ -43,6 +45,8 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="node"
     ``forced_endpoint`` and ``forced_internal_ip`` say that the force- annotations gave the value.
     ``persistent_keepalive`` is whatever int64 the Go agent computes of the annotation, in s.
     In ``discovered_endpoints``, None stands for an endpoint that was lost: none applies.
+    ``control_plane``: the API server may run there, by the node's labels.
+    ``doubtful``: whether it is alive is not known yet; it counts only if this host has its routes.
     """
 
     name: str
@@ -61,6 +65,20 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="node"
     discovered_endpoints: dict[str, UDPAddress | None] = {}
     allowed_location_ips: tuple[str, ...] = ()
     granularity: str = ""
+    control_plane: bool = False
+    doubtful: bool = False
+
+
+class ApiServer(msgspec.Struct, frozen=True, gc=False, tag="api"):
+    """Where the API server is, as IP, and whether this node reaches it now."""
+
+    KEY: ClassVar[str] = "api"
+    addresses: tuple[str, ...]
+    reachable: bool
+
+    @property
+    def key(self) -> str:
+        return self.KEY
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="peer"):
@@ -72,6 +90,9 @@ class Peer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="peer"
     endpoint: Endpoint | None = None
     persistent_keepalive: int = 0
     preshared_key: PresharedKey | None = None
+
+
+ClusterItem = Node | Peer | ApiServer
 
 
 class Problem(msgspec.Struct, frozen=True, gc=False):

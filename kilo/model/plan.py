@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from kilo.model.keys import PresharedKey
+from kilo.model.node import ApiServer
 
 Device = Literal["wireguard", "private", "tunnel"]
 FirewallSet = Literal[
@@ -75,7 +76,12 @@ class Route(msgspec.Struct, frozen=True, gc=False, tag="route", omit_defaults=Tr
 
     @property
     def key(self) -> str:
-        return f"route/{self.table}/{self.dst}"
+        return route_key(self.dst, self.table)
+
+
+def route_key(dst: str, table: int = 0) -> str:
+    """The key of the route to ``dst`` (Network); ``table`` 0 is the main table."""
+    return f"route/{table}/{dst}"
 
 
 class Rule(msgspec.Struct, frozen=True, gc=False, tag="rule", omit_defaults=True):
@@ -139,7 +145,7 @@ class Summary(msgspec.Struct, frozen=True, gc=False, tag="summary", omit_default
         return "summary"
 
 
-PlanItem = Interface | PlannedPeer | Route | Rule | SetEntry | Firewall | Tunnel | Summary
+PlanItem = Interface | PlannedPeer | Route | Rule | SetEntry | Firewall | Tunnel | Summary | ApiServer
 
 
 class CniTarget(msgspec.Struct, frozen=True, gc=False):

@@ -9,27 +9,28 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from kilo.config import Config
 from kilo.errors import TemporaryError
 from kilo.model.plan import Interface, PlanItem
-from kilo.netctl import userspace
+from kilo.netctl import ports, userspace
+from kilo.netctl.fights import Fights
 from kilo.netctl.host import Host, Roles
 from kilo.netctl.key import PrivateKey
 from kilo.netctl.netlink.messages import RTM_DELLINK, RTM_NEWLINK, LinkInfo, pack_link
 from kilo.netctl.netlink.socket import NLM_F_CREATE, NLM_F_EXCL, KernelError, Netlink, Request
 from kilo.netctl.reconcile import Backoff, Outcome
+from kilo.netctl.steps import NotYet, Steps, Waits
 from kilo.netctl.userspace import Launcher
-from kilo.netctl.wireguard.device import Device, DeviceState
+from kilo.netctl.wireguard.device import Device, DeviceRefused, DeviceState
 from kilo.netctl.wireguard.kernel import Kernel
 from kilo.netctl.wireguard.uapi import Userspace
 
 KEY = "interface"
+SETTINGS, LINK, DOWN = "interface/settings", "interface/link", "interface/down"
+"""Outcomes: the interface itself; key and port; MTU and up; down."""
 _VANISH = 2.0
-
-
-class Waits(TemporaryError):
-    """Nothing failed, but the interface is not there yet."""
 
 
 class Starting(TemporaryError):
@@ -48,6 +49,7 @@ class WireGuardInterface:
     def __init__(
         self, config: Config, key: PrivateKey, netlink: Netlink, host: Host, roles: Roles, launcher: Launcher
     ) -> None:
+        self.fights = Fights()
         self.device: Device | None = None
         self.state = DeviceState()
         self._config = config
@@ -58,12 +60,20 @@ class WireGuardInterface:
         self._roles = roles
         self._launcher = launcher
         self._number = 0
+        self._candidate: tuple[int, Device] | None = None
+        """A device, by its link's number, that has not answered yet and so is not ours to use."""
         self._planned = False
         self._item: Interface | None = None
         self._settled: Interface | None = None
         self._failing = False
+        self._downed = False
+        """The interface has been set down for the plan as it is: who sets it up is not us."""
+        self._taken = 0
+        """A port that somebody else had when it was tried last."""
+        self._holder = ports.Holder()
         self._clock: Callable[[], float] = time.monotonic
         self._backoff: Backoff[str] = Backoff()
+        self._steps = Steps(config.interface)
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self._planned = True
@@ -72,11 +82,25 @@ class WireGuardInterface:
             self._item = item
         elif KEY in removals:
             self._item = None
+        else:
+            return
+        self._steps.again(SETTINGS, LINK, DOWN)
+        self._taken, self._downed = 0, False
 
     def load(self) -> None:
         """Read the device again, if there is one."""
         if self.device is not None:
             self.state = self.device.read()
+
+    def adopt_existing(self) -> None:
+        """Adopt the interface if it is there, and make nothing: a clean-up may come before any pass.
+
+        Raises TemporaryError.
+        """
+        link = self._link()
+        if link is not None and self.device is None:
+            self._adopt(link.number, self._find(link))
+            self._roles.assign("wireguard", link)
 
     def drifted(self) -> bool:
         """Whether what ``load`` read last, or the link, is not as the plan has it."""
@@ -90,30 +114,49 @@ class WireGuardInterface:
         )
 
     def apply(self) -> list[Outcome]:
+        repair = self._settled is not None and self._settled == self._item
         try:
-            changed = self._ensure()
+            made = self._ensure()
         except Starting:
             return []
         except TemporaryError as e:
+            if self._failing and isinstance(e, NotYet):
+                return []
             self._failing = True
             return [Outcome(KEY, f"{self._interface}: {e}", waits=isinstance(e, Waits))]
-        repair = self._settled is not None and self._settled == self._item
-        self._settled = self._item
-        outcome = [Outcome(KEY, repair=changed and repair)] if changed or self._failing else []
+        outcomes = [Outcome(KEY, repair=made and repair)] if made or self._failing else []
         self._failing = False
-        return outcome
+        if made:
+            self._steps.again(SETTINGS, LINK, DOWN)
+        outcomes += self._set_up(self.fights if repair and not made else None)
+        self._roles.assign("wireguard", self._link())
+        return outcomes
+
+    def _set_up(self, fights: Fights | None) -> list[Outcome]:
+        """Key and port, and only then the link. ``fights`` is given where a change is a repair."""
+        now = self._clock()
+        if self._taken and ports.is_free(self._taken):
+            self._taken = 0
+            self._steps.again(SETTINGS, LINK)
+        outcomes = self._steps.take(SETTINGS, self._configuration(), now, fights)
+        if self._configuration() is None:
+            outcomes += self._steps.take(LINK, self._link_change(), now, fights)
+            if self._link_change() is None:
+                self._settled = self._item
+        return outcomes
 
     def prune(self) -> list[Outcome]:
         """A node that does not lead has its interface down."""
         link = self._link()
         wanted = self._item is not None and self._item.up
         if not self._planned or wanted or link is None or self.device is None or not link.up:
-            return []
-        try:
-            self._change(pack_link(link.number, up=False))
-        except TemporaryError as e:
-            return [Outcome(f"{KEY}/down", f"{self._interface}: {e}")]
-        return [Outcome(f"{KEY}/down")]
+            return self._steps.take(DOWN, None, self._clock())
+        change = partial(self._set_down, link.number)
+        return self._steps.take(DOWN, change, self._clock(), self.fights if self._downed else None)
+
+    def _set_down(self, number: int) -> None:
+        self._change(pack_link(number, up=False))
+        self._downed = True
 
     def clean_up(self) -> list[Outcome]:
         """Set it down; delete it if the flags say so."""
@@ -145,27 +188,24 @@ class WireGuardInterface:
         return self._host.named(self._interface)
 
     def _ensure(self) -> bool:
-        """Make everything as it should be. True if anything had to be changed. Raises TemporaryError."""
-        changed = False
+        """Make or adopt the interface. True if that had to be done. Raises TemporaryError."""
         link = self._link()
         if link is None:
             self._drop_device()
             link = self._make()
-            changed = True
         if self.device is None or link.number != self._number:
-            self._drop_device()
-            self._adopt(link)
-            changed = True
-        changed = self._configure() or changed
-        if self._item is not None:
-            changed = self._set_link(link, self._item) or changed
-        self._roles.assign("wireguard", self._link())
-        return changed
+            if self._candidate is None or self._candidate[0] != link.number:
+                self._drop_device()
+                self._candidate = link.number, self._find(link)
+            self._adopt(link.number, self._candidate[1])
+            return True
+        return False
 
     def _drop_device(self) -> None:
-        if self.device is not None:
-            self.device.close()
-        self.device, self.state, self._number = None, DeviceState(), 0
+        for device in (self.device, self._candidate and self._candidate[1]):
+            if device is not None:
+                device.close()
+        self.device, self.state, self._number, self._candidate = None, DeviceState(), 0, None
         self._roles.assign("wireguard", None)
 
     def _make(self) -> LinkInfo:
@@ -176,7 +216,7 @@ class WireGuardInterface:
             raise Starting
         now = self._clock()
         if not self._backoff.due(KEY, now):
-            raise Waits("the interface is not there, or vanished again; it will be made again soon")
+            raise NotYet("the interface is not there, or vanished again; it will be made again soon")
         self._backoff.failed(KEY, now)
         try:
             self._change(pack_link(name=self._interface, kind="wireguard"), NLM_F_CREATE | NLM_F_EXCL)
@@ -195,47 +235,71 @@ class WireGuardInterface:
         if self.device is not None:
             self._backoff.worked(KEY)
 
-    def _adopt(self, link: LinkInfo) -> None:
-        """Take an interface that exists for ours, if it is WireGuard's."""
+    def _find(self, link: LinkInfo) -> Device:
+        """The device behind an interface that exists, if it is WireGuard's. Raises TemporaryError."""
         if link.kind == "wireguard":
-            device: Device = Kernel(self._interface)
-        elif link.kind == "tun":
-            if self._launcher.starting:
-                raise Starting
-            device = Userspace(self._interface)
-        else:
+            return Kernel(self._interface)
+        if link.kind != "tun":
             kind = f"of the kind {link.kind}" if link.kind else "a hardware interface"
-            raise TemporaryError(
-                f"an interface of this name exists, is {kind} and not WireGuard's: left alone"
-            )
-        try:
-            self.state = device.read()
-        except TemporaryError:
-            device.close()
-            raise
-        self.device, self._number = device, link.number
+            raise Waits(f"an interface of this name exists, is {kind} and not WireGuard's: left alone")
+        if self._launcher.starting:
+            raise Starting
+        return Userspace(self._interface)
 
-    def _configure(self) -> bool:
-        """Key and port. True if one of them had to be set."""
-        if self.device is None:
-            return False
-        item = self._item
+    def _adopt(self, number: int, device: Device) -> None:
+        """Take ``device`` for ours, once it answers. Raises TemporaryError; it is kept meanwhile."""
+        self.state = device.read()
+        self.device, self._number, self._candidate = device, number, None
+
+    def _configuration(self) -> Callable[[], None] | None:
+        """How to set key and port; None if that is not needed."""
+        device, item = self.device, self._item
         key = self._key if self.state.private_key != self._key else None
         port = item.listen_port if item and item.listen_port != self.state.listen_port else None
-        if key is None and port is None:
-            return False
-        self.device.configure(key, port)
-        self.state = self.device.read()
-        return True
+        if device is None or (key is None and port is None):
+            return None
+        return partial(self._configure, device, key, port)
 
-    def _set_link(self, link: LinkInfo, item: Interface) -> bool:
-        """MTU, and up; down is for ``prune``. True if something had to be set."""
+    def _configure(self, device: Device, key: PrivateKey | None, port: int | None) -> None:
+        """A device that is told a port which is taken lets go of the one that it has: look first."""
+        if port is not None and not ports.is_free(port):
+            raise self._port_taken(port)
+        try:
+            device.configure(key, port)
+        except DeviceRefused as e:
+            if port is not None and e.errno == errno.EADDRINUSE:
+                raise self._port_taken(port) from e
+            raise
+        self.state = device.read()
+        link = self._link()
+        if port and link and link.up and ports.is_free(port):
+            # wireguard-go could not have its port when the link went up, and is down since
+            self._change(pack_link(link.number, up=False))
+
+    def _link_change(self) -> Callable[[], None] | None:
+        """How to set the MTU, and up; None if that is not needed. Down is for ``prune``."""
+        link, item = self._link(), self._item
+        if link is None or item is None:
+            return None
         mtu = item.mtu if item.mtu != link.mtu else 0
         up = True if item.up and not link.up else None
         if not mtu and up is None:
-            return False
-        self._change(pack_link(link.number, mtu=mtu, up=up))
-        return True
+            return None
+        return partial(self._set_link, pack_link(link.number, mtu=mtu, up=up), item.listen_port)
+
+    def _set_link(self, body: bytes, port: int) -> None:
+        """The kernel's device has its port from when it goes up, wireguard-go's from when it is told."""
+        try:
+            self._change(body)
+        except KernelError as e:
+            if e.errno == errno.EADDRINUSE:
+                raise self._port_taken(port) from e
+            raise
+
+    def _port_taken(self, port: int) -> TemporaryError:
+        self._taken = port
+        who = self._holder.of(port) or "somebody who cannot be found"
+        return TemporaryError(f"UDP port {port} is taken by {who} (EADDRINUSE)")
 
     def _change(self, body: bytes, flags: int = 0) -> None:
         (error,) = self._netlink.change([Request(RTM_NEWLINK, flags, body)])

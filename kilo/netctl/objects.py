@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kilo.model.plan import PlanItem
+from kilo.netctl.fights import Fights
 from kilo.netctl.netlink.socket import KernelError, Netlink, Request
 from kilo.netctl.reconcile import Backoff, Delta, Outcome
 
@@ -23,10 +24,14 @@ CHUNK = 1000
 
 @dataclass(frozen=True)
 class Withheld:
-    """Why an item cannot be had now. ``keep``: what is there under the item's key stays meanwhile."""
+    """Why an item cannot be had now. ``keep``: what is there under the item's key stays meanwhile.
+
+    ``deliberate`` as in Outcome.
+    """
 
     reason: str
     keep: bool = True
+    deliberate: bool = False
 
 
 class Objects(Generic[V]):
@@ -44,13 +49,15 @@ class Objects(Generic[V]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.more = False
+        self.fights = Fights()
         self.delta: Delta[str, V] = Delta(same)
         self._netlink = netlink
         self._clock = clock
         self._items: dict[str, PlanItem] = {}
         self._objects: dict[str, str] = {}
         self._withheld: dict[str, Withheld] = {}
-        self._told: set[str] = set()
+        self._told: dict[str, tuple[str, str]] = {}
+        """Reasons for which something is withheld: an item as an example, and what was said."""
         self._backoff: Backoff[str] = Backoff()
 
     # What a kind gives.
@@ -123,7 +130,7 @@ class Objects(Generic[V]):
         now = self._clock()
         work: list[tuple[str, list[Request], V | None]] = []
         for key, wanted, actual in self.delta.changes():
-            if self._backoff.due(key, now):
+            if self._due(key, now):
                 work.append((key, self._put(key, wanted, actual), wanted))
                 if len(work) == CHUNK:
                     break
@@ -135,7 +142,7 @@ class Objects(Generic[V]):
         work: list[tuple[str, list[Request], V | None]] = []
         for key, actual in self.delta.removals():
             held = self._withheld.get(key)
-            if self._backoff.due(key, now) and not (held and held.keep):
+            if not (held and held.keep) and self._due(key, now):
                 work.append((key, self._drop(key, actual), None))
                 if len(work) == CHUNK:
                     break
@@ -151,6 +158,12 @@ class Objects(Generic[V]):
             outcomes += self.prune()
         return outcomes
 
+    def _due(self, key: str, now: float) -> bool:
+        """Whether ``key``, which is not as it should be, may be changed now."""
+        return self._backoff.due(key, now) and (
+            key not in self.delta.drifted or self.fights.may_repair(key, now)
+        )
+
     def _run(self, work: list[tuple[str, list[Request], V | None]], now: float) -> list[Outcome]:
         """Send the messages of each object; on success it is as wanted, or gone (None)."""
         if not work:
@@ -165,7 +178,10 @@ class Objects(Generic[V]):
                 self._backoff.failed(key, now)
                 outcomes.append(Outcome(key, self._explain(key, refusals[0])))
                 continue
-            outcomes.append(Outcome(key, repair=key in self.delta.drifted))
+            repair = key in self.delta.drifted
+            if repair:
+                self.fights.repaired(key, now)
+            outcomes.append(Outcome(key, repair=repair))
             self._backoff.worked(key)
             self.delta.done(key, value)
         return outcomes
@@ -178,14 +194,22 @@ class Objects(Generic[V]):
                 yield Outcome(key)
 
     def _waiting(self) -> Iterator[Outcome]:
-        """What is withheld, one outcome for each reason."""
-        counts: dict[str, list[str]] = {}
+        """What is withheld, one outcome for each reason, with an item as an example.
+
+        What is said stays the same while the example waits, however many others come and go.
+        """
+        waiting: dict[str, list[str]] = {}
         for key, withheld in self._withheld.items():
-            counts.setdefault(withheld.reason, []).append(key)
-        told = {f"{self.name}: {reason}" for reason in counts}
-        for key in self._told - told:
-            yield Outcome(key)
-        self._told = told
-        for reason, keys in counts.items():
-            of = keys[0] if len(keys) == 1 else f"{len(keys)} {self.name}, such as {keys[0]}"
-            yield Outcome(f"{self.name}: {reason}", f"{of}: {reason}", waits=True)
+            waiting.setdefault(withheld.reason, []).append(key)
+        for reason in self._told.keys() - waiting.keys():
+            del self._told[reason]
+            yield Outcome(f"{self.name}: {reason}")
+        for reason, keys in waiting.items():
+            example, said = self._told.get(reason, ("", ""))
+            held = self._withheld.get(example)
+            if held is None or held.reason != reason:
+                of = keys[0] if len(keys) == 1 else f"{self.name} such as {keys[0]}"
+                said = f"{of}: {reason}"
+                self._told[reason] = keys[0], said
+            deliberate = self._withheld[keys[0]].deliberate
+            yield Outcome(f"{self.name}: {reason}", said, waits=True, deliberate=deliberate)

@@ -8,6 +8,7 @@ plan moves between passes only: what comes in the middle of one waits for the ne
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +17,7 @@ from kilo.bus import Loop
 from kilo.errors import TemporaryError
 from kilo.log import Logger
 from kilo.model.plan import PlanItem
+from kilo.netctl.fights import Fights
 from kilo.netctl.reconcile import Outcome, Reconciler
 from kilo.worker import Reporter
 
@@ -30,13 +32,22 @@ class Passes:
 
     ``before`` runs at the start of a pass, ``prepare`` before each step, ``after`` at its end with
     whether all is as planned. Until the first ``plan`` only ``early`` is applied.
+    ``fights``: those that the reconcilers ask and tell.
     """
 
     def __init__(
-        self, loop: Loop, report: Reporter, log: Logger, reconcilers: Sequence[Reconciler], early: Reconciler
+        self,
+        loop: Loop,
+        report: Reporter,
+        log: Logger,
+        reconcilers: Sequence[Reconciler],
+        early: Reconciler,
+        fights: Fights | None = None,
     ) -> None:
         self.planned = False
         self.repairs = 0
+        self.fought: set[str] = set()
+        """Objects that somebody else keeps changing."""
         self.before: Callable[[], None] = lambda: None
         self.prepare: Callable[[Reconciler], None] = lambda reconciler: None
         self.after: Callable[[bool], None] = lambda settled: None
@@ -54,8 +65,11 @@ class Passes:
         self._removals: set[str] = set()
         self._taken = False
         self._failed = False
-        self._open: set[str] = set()
-        """Objects whose last outcome was an error, whether or not this pass tried them again."""
+        self._fights = fights or Fights()
+        self._told: set[str] = set()
+        self._open: dict[str, bool] = {}
+        """Objects whose last outcome was an error, whether or not this pass tried them again; and
+        whether they are left undone on purpose."""
         self._settled = False
         """There was a pass after which all was as planned: from then on a drift is one."""
         self._changed: list[Outcome] = []
@@ -166,32 +180,50 @@ class Passes:
     def _take(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             if outcome.error:
-                self._open.add(outcome.key)
+                self._open[outcome.key] = outcome.deliberate
                 told = self._report.failing.get(outcome.key)
                 if not (outcome.waits and told and told.message == outcome.error):
                     self._report.fail(outcome.key, outcome.error)
                 continue
-            self._open.discard(outcome.key)
+            self._open.pop(outcome.key, None)
             self._report.mend(outcome.key)
             self._changed.append(outcome)
 
     def _end(self) -> None:
         self._running = False
-        self._failed = self._failed or bool(self._open)
-        repaired = [outcome.key for outcome in self._changed if outcome.repair and self._settled]
-        if repaired:
-            self.repairs += len(repaired)
-            self._log.warn("repaired", count=len(repaired), objects=repaired[:_NAMED])
-        elif self._changed:
-            keys = [outcome.key for outcome in self._changed[:_NAMED]]
-            self._log.info("applied", count=len(self._changed), objects=keys)
-        self._settled = self._settled or (self.planned and not self._failed)
-        self.after(not self._failed)
+        self._tell_fights()
+        self._tell_changes()
+        failed = self._failed or not all(self._open.values()) or any(map(self._fights.lost, self.fought))
+        self._settled = self._settled or (self.planned and not failed)
+        self.after(not failed)
         if self._wanted:
             self.request()
-        elif self._failed and not self._retrying:
+        elif (self._failed or self._open or self.fought) and not self._retrying:
             self._retrying = True
             self._loop.call_later(RETRY, self._retry)
+
+    def _tell_changes(self) -> None:
+        """Say what was changed; who is fought is told of once, and not at every blow."""
+        repaired = [outcome.key for outcome in self._changed if outcome.repair and self._settled]
+        self.repairs += len(repaired)
+        news = [key for key in repaired if key not in self.fought]
+        if news:
+            self._log.warn("repaired", count=len(news), objects=news[:_NAMED])
+        elif self._changed and not repaired:
+            keys = [outcome.key for outcome in self._changed[:_NAMED]]
+            self._log.info("applied", count=len(self._changed), objects=keys)
+
+    def _tell_fights(self) -> None:
+        """Some objects are named; all are counted."""
+        self.fought = self._fights.going_on(time.monotonic())
+        for key in self._told - self.fought:
+            self._told.discard(key)
+            self._report.mend(f"fight/{key}")
+        for key in sorted(self.fought - self._told)[: _NAMED - len(self._told)]:
+            self._told.add(key)
+            self._report.fail(
+                f"fight/{key}", f"somebody keeps undoing {key}; it is repaired less and less often", "fight"
+            )
 
     def _retry(self) -> None:
         self._retrying = False

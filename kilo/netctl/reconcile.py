@@ -28,13 +28,15 @@ class Outcome:
 
     ``key`` is stable: errors are reported and mended under it. ``error`` is "" where it worked,
     else ``name: reason``, for a person. ``waits``: it is no failure, but something else must come
-    first. ``repair``: the kernel had drifted, the plan had not moved.
+    first. ``repair``: the kernel had drifted, the plan had not moved. ``deliberate``: it is left
+    undone on purpose, because of what others do, and the plan counts as applied without it.
     """
 
     key: str
     error: str = ""
     repair: bool = False
     waits: bool = False
+    deliberate: bool = False
 
 
 class Reconciler(Protocol):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from kilo.model.net import version_of
-from kilo.model.plan import PlanItem, Route
+from kilo.model.plan import PlanItem, Route, route_key
+from kilo.netctl.guard import Verdict
 from kilo.netctl.host import Roles
 from kilo.netctl.netlink.messages import (
     FAMILIES,
@@ -42,20 +43,22 @@ PROTOCOL = 171
 """Our route, rule and address protocol number: not in iproute2's rt_protos nor in the kernel's list."""
 
 KILO_TABLE = 1107
-GUARD = Callable[[Route], str]
+Judge = Callable[[Route], Verdict | None]
 
 
 class Routes(Objects[RouteInfo]):
-    """``guard`` gives the reason why a route must not be set now, or ""."""
+    """``guard`` tells why a route must not be set now, or None."""
 
     name = "routes"
     item_types = (Route,)
     gone = frozenset((errno.ESRCH, errno.ENODEV))
 
-    def __init__(self, netlink: Netlink, roles: Roles, guard: GUARD = lambda route: "") -> None:
+    def __init__(self, netlink: Netlink, roles: Roles, guard: Judge = lambda route: None) -> None:
         super().__init__(netlink)
         self._roles = roles
         self._guard = guard
+        self.moved: set[str] = set()
+        """Networks to which the way leads by WireGuard since somebody cleared this, or no longer does."""
 
     def _wanted(self, item: PlanItem) -> RouteInfo | Withheld:
         assert isinstance(item, Route)  # noqa: S101 - item_types says so
@@ -64,8 +67,8 @@ class Routes(Objects[RouteInfo]):
             return Withheld(f"no {item.device} device yet")
         if not link.up:
             return Withheld(f"{link.name} is down")
-        if reason := self._guard(item):
-            return Withheld(reason, keep=False)
+        if verdict := self._guard(item):
+            return Withheld(verdict.reason, verdict.keep, deliberate=True)
         version = version_of(item.dst)
         via, src = item.via, item.src
         if via and item.device == "wireguard" and version_of(via) != version:
@@ -116,6 +119,9 @@ class Routes(Objects[RouteInfo]):
         )
 
     def _put(self, key: str, wanted: RouteInfo, actual: RouteInfo | None) -> list[Request]:
+        wireguard = self._roles.number("wireguard")
+        if actual is not None and (actual.link == wireguard) != (wanted.link == wireguard):
+            self.moved.add(wanted.dst)
         how = NLM_F_EXCL if actual is None else NLM_F_REPLACE
         return [Request(RTM_NEWROUTE, NLM_F_CREATE | how, pack_route(wanted))]
 
@@ -152,7 +158,7 @@ class Routes(Objects[RouteInfo]):
 
 @lru_cache(1 << 14)
 def _key(table: int, dst: str, metric: int) -> str:
-    key = f"route/{0 if table == MAIN_TABLE else table}/{dst}"
+    key = route_key(dst, 0 if table == MAIN_TABLE else table)
     return f"{key}#metric{metric}" if metric else key
 
 

@@ -7,16 +7,23 @@ kilo.netctl.addresses' business.
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from kilo.errors import TemporaryError
 from kilo.model.plan import PlanItem, Tunnel
+from kilo.netctl.fights import Fights
 from kilo.netctl.host import Host, Roles
 from kilo.netctl.netlink.messages import RTM_NEWLINK, LinkInfo, pack_link
 from kilo.netctl.netlink.socket import NLM_F_CREATE, NLM_F_EXCL, KernelError, Netlink, Request
-from kilo.netctl.reconcile import Outcome
+from kilo.netctl.reconcile import Backoff, Outcome
+from kilo.netctl.steps import NotYet, Steps, Waits
 
-KEY = "tunnel"
+KEY, LINK = "tunnel", "tunnel/link"
+"""Outcomes: the device itself; its MTU, and up."""
+LASTING = 60.0
+"""Seconds after which a device that was made has proved to last."""
 IPIP, FLANNEL, CILIUM = "tunl0", "flannel.1", "cilium_tunl"
 NAMES = {"": (IPIP,), "flannel": (FLANNEL,), "cilium": (CILIUM, IPIP)}
 """Device names by the value of --compatibility; the first that exists is used."""
@@ -31,12 +38,20 @@ class TunnelDevice:
     more = False
 
     def __init__(self, netlink: Netlink, host: Host, roles: Roles, compatibility: str) -> None:
+        self.fights = Fights()
         self._netlink = netlink
         self._host = host
         self._roles = roles
         self._compatibility = compatibility
         self._item: Tunnel | None = None
         self._failing = False
+        self._settled = False
+        self._made: float | None = None
+        self._circumstances = 0, 0
+        """The link that was there last, and the MTU that it was to have."""
+        self._clock: Callable[[], float] = time.monotonic
+        self._backoff: Backoff[str] = Backoff()
+        self._steps = Steps("tunnel")
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         item = upserts.get(KEY)
@@ -44,19 +59,31 @@ class TunnelDevice:
             self._item = item
         elif KEY in removals:
             self._item = None
+        else:
+            return
+        self._settled = False
+        self._backoff.worked(KEY)
+        self._steps.again(LINK)
 
     def load(self) -> None:
         """Nothing: the worker keeps the host fresh."""
 
     def apply(self) -> list[Outcome]:
+        now = self._clock()
         try:
-            changed = self._ensure()
+            made = self._ensure(now)
         except TemporaryError as e:
+            if self._failing and isinstance(e, NotYet):
+                return []
             self._failing = True
-            return [Outcome(KEY, f"tunnel: {e}")]
-        outcome = [Outcome(KEY)] if changed or self._failing else []
+            return [Outcome(KEY, f"tunnel: {e}", waits=isinstance(e, Waits))]
+        outcomes = [Outcome(KEY, repair=made and self._settled)] if made or self._failing else []
         self._failing = False
-        return outcome
+        change = self._link_change()
+        outcomes += self._steps.take(LINK, change, now, self.fights if self._settled and not made else None)
+        self._roles.assign("tunnel", self._find())
+        self._settled = self._settled or self._link_change() is None
+        return outcomes
 
     def prune(self) -> list[Outcome]:
         return []
@@ -71,27 +98,32 @@ class TunnelDevice:
         found = (self._host.named(name) for name in names)
         return next((link for link in found if link is not None), None)
 
-    def _ensure(self) -> bool:
+    def _ensure(self, now: float) -> bool:
+        """Find or make the device. True if it was made. Raises TemporaryError."""
         link = self._find()
         self._roles.assign("tunnel", link)
-        if self._item is None or self._item.kind == "flannel":
-            if self._item is not None and link is None:
-                raise TemporaryError(f"{FLANNEL} does not exist: waiting for Flannel")
+        if self._item is None:
             return False
-        changed = link is None
+        if self._item.kind == "flannel":
+            if link is None:
+                raise Waits(f"{FLANNEL} does not exist: waiting for Flannel")
+            return False
+        made = link is None
         if link is None:
-            link = self._make()
+            link = self._make(now)
         if link.name == IPIP and link.kind != "ipip":
             self._roles.assign("tunnel", None)
-            raise TemporaryError(
-                f"{IPIP} is of the kind {link.kind or 'hardware'}, no IPIP tunnel: left alone"
-            )
-        changed = self._set_link(link) or changed
-        self._roles.assign("tunnel", self._find())
-        return changed
+            raise Waits(f"{IPIP} is of the kind {link.kind or 'hardware'}, no IPIP tunnel: left alone")
+        return made
 
-    def _make(self) -> LinkInfo:
+    def _make(self, now: float) -> LinkInfo:
         """Create tunl0, which a kernel that has to load its module does by itself meanwhile."""
+        if self._made is not None and now - self._made >= LASTING:
+            self._backoff.worked(KEY)
+        if not self._backoff.due(KEY, now):
+            raise NotYet(f"{IPIP} is not there, or vanished again; it will be made again soon")
+        self._backoff.failed(KEY, now)
+        self._made = None
         try:
             self._change(pack_link(name=IPIP, kind="ipip"), NLM_F_CREATE | NLM_F_EXCL)
         except KernelError as e:
@@ -103,18 +135,24 @@ class TunnelDevice:
         link = self._find()
         if link is None:
             raise TemporaryError(f"{IPIP} vanished as soon as it was made")
+        self._made = now
         return link
 
-    def _set_link(self, link: LinkInfo) -> bool:
-        """Up; and for tunl0 the private link's MTU less the IPIP header's 20 bytes."""
-        private = self._roles.link("private")
+    def _link_change(self) -> Callable[[], None] | None:
+        """How to set it up and, if it is tunl0, to the private link's MTU less the IPIP header's 20
+        bytes; None if that is not needed."""
+        link, private = self._find(), self._roles.link("private")
+        if link is None or self._item is None or self._item.kind == "flannel":
+            return None
         wanted = private.mtu - _IPIP_HEADER if private and link.name == IPIP else link.mtu
         mtu = wanted if wanted != link.mtu else 0
         up = None if link.up else True
+        if (link.number, wanted) != self._circumstances:
+            self._circumstances = link.number, wanted
+            self._steps.again(LINK)
         if not mtu and up is None:
-            return False
-        self._change(pack_link(link.number, mtu=mtu, up=up))
-        return True
+            return None
+        return partial(self._change, pack_link(link.number, mtu=mtu, up=up))
 
     def _change(self, body: bytes, flags: int = 0) -> None:
         (error,) = self._netlink.change([Request(RTM_NEWLINK, flags, body)])

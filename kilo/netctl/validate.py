@@ -18,12 +18,14 @@ from kilo.model.net import (
     parse_ip,
     version_of,
 )
+from kilo.model.node import ApiServer
 from kilo.model.plan import Interface, PlanItem, PlannedPeer, Route, Rule, SetEntry, Tunnel
 from kilo.netctl.routes import KILO_TABLE
 
 MOST = 50_000
 """Items of one kind in a plan."""
 MOST_ALLOWED_IPS = 10_000
+MOST_API_SERVERS = 100
 _WIDEST = {4: 8, 6: 7}
 """The shortest prefix of a route: all private networks fit, and no two routes make a default route."""
 _NEVER = ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "::1/128", "fe80::/10", "ff00::/8")
@@ -92,6 +94,8 @@ def check(item: PlanItem, subnet: str) -> None:
         _check_interface(item, subnet)
     elif isinstance(item, Tunnel) and item.address:
         _check_host("address", item.address)
+    elif isinstance(item, ApiServer):
+        _check_api(item)
 
 
 def _check_network(field: str, text: str, widest: int = 0) -> None:
@@ -168,6 +172,13 @@ def _check_key(field: str, text: str) -> None:
         raise Refused(f"its {field} is {e}") from e
     if usual != text or text == ZERO:
         raise Refused(f"its {field} is not a key")
+
+
+def _check_api(api: ApiServer) -> None:
+    if len(api.addresses) > MOST_API_SERVERS:
+        raise Refused(f"it has {len(api.addresses)} addresses")
+    for ip in api.addresses:
+        _check_ip("address", ip)
 
 
 def _check_interface(interface: Interface, subnet: str) -> None:

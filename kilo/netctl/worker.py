@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from kilo.bus import HOST, PLAN, WIREGUARD, Change
+from kilo.bus import HELD, HOST, PLAN, WIREGUARD, Change
 from kilo.errors import TemporaryError
 from kilo.model.net import ip_of
 from kilo.model.plan import Interface, PlanItem, Summary
+from kilo.netctl import probe
 from kilo.netctl.addresses import Addresses
+from kilo.netctl.conntrack import StaleFlows
 from kilo.netctl.facts import HostnameIPs, host_facts
+from kilo.netctl.fights import Fights
 from kilo.netctl.firewall import Firewall
 from kilo.netctl.guard import Guard
 from kilo.netctl.host import Host, Roles
@@ -23,9 +26,11 @@ from kilo.netctl.key import load_or_create
 from kilo.netctl.monitor import Monitor
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.passes import Passes
+from kilo.netctl.progress import Progress
 from kilo.netctl.reconcile import Reconciler
 from kilo.netctl.routes import Routes
 from kilo.netctl.rules import Rules
+from kilo.netctl.sole import Claim
 from kilo.netctl.tunnel import TunnelDevice
 from kilo.netctl.userspace import Launcher
 from kilo.netctl.validate import Validator
@@ -36,9 +41,14 @@ from kilo.worker import Context
 POLL = 5.0
 SETTLE = 0.03
 """Seconds between an event and the pass that answers it, so that a burst makes one pass."""
+LOST_GAP = 1.0
+"""Seconds between two readings of everything, where events are lost all the time."""
 RESOLVE_PATIENCE = 2.0
 RESOLVE_AGAIN = 300.0
 LASTING = 60.0
+NAMED = 10
+ANSWERED_WITHIN = 0.3
+"""s after which it is looked whether a probe was answered; later answers are seen by the next."""
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -52,6 +62,7 @@ class NetctlWorker:
         self._config = config = context.config
         self._report = context.report
         self._loop = context.loop
+        self._claim = Claim(config.interface, context.log)
         self._key = load_or_create(config.state_dir)
         self._public_key = self._key.public()
         self._netlink = netlink = Netlink()
@@ -65,8 +76,10 @@ class NetctlWorker:
         self._addresses = Addresses(netlink, host, roles)
         self._firewall = Firewall(config, context.log)
         self._peers = Peers(lambda: self._interface.device)
-        self._routes = Routes(netlink, roles, self._guard.reason)
+        self._routes = Routes(netlink, roles, self._guard.verdict)
         self._rules = Rules(netlink, config.interface)
+        self._flows = StaleFlows(context.loop, netlink, host, roles, self._firewall, context.log)
+        self._flows.gauges = context.report.gauges
         self._order: list[Reconciler] = [
             self._interface,
             self._tunnel,
@@ -76,18 +89,24 @@ class NetctlWorker:
             self._routes,
             self._rules,
         ]
-        self._passes = Passes(context.loop, context.report, context.log, self._order, early=self._interface)
+        self._fights = fights = Fights()
+        for owner in (self._interface, self._tunnel, self._addresses, self._peers, self._routes, self._rules):
+            owner.fights = fights
+        self._passes = Passes(context.loop, context.report, context.log, self._order, self._interface, fights)
+        self._progress = Progress()
         self._monitor = Monitor(host.take, self._routes.take, self._rules.take)
         self._names = HostnameIPs(config.hostname, context.loop.post, self._on_resolved)
         self._facts = context.publish(HOST)
         self._states = PeerStates(context.publish(WIREGUARD))
+        self._held = context.publish(HELD)
         self._plan = context.subscribe(PLAN, self._on_plan)
         self._roles_seen = -1
         self._device_seen: object = None
         self._private_ip = ""
-        self._generation = 0
         self._resolved = False
         self._settling = False
+        self._lost = False
+        self._read_at = float("-inf")
         self._device_since = 0.0
 
     def start(self) -> None:
@@ -104,31 +123,40 @@ class NetctlWorker:
         self._loop.call_every(RESOLVE_AGAIN, self._names.ask)
         self._loop.call_every(self.poll_period, self._poll)
         self._loop.call_every(self._config.resync_period, self._resync)
+        self._loop.call_every(1.0, self._watch_over)
         self._check_forwarding()
         passes.request()
 
     def stop(self, clean_up: bool) -> None:
-        """Leave everything as it is; or, with ``clean_up`` and where the flags say so, take it away."""
-        if clean_up and self._config.clean_up:
-            self._clean_up()
+        """Leave everything as it is; or, with ``clean_up`` and where the flags say so, take it away.
+
+        Raises TemporaryError if something is left.
+        """
+        left = self._clean_up() if clean_up and self._config.clean_up else []
         self._monitor.close()
         self._firewall.close()
+        self._flows.close()
         if self._interface.device is not None:
             self._interface.device.close()
         self._netlink.close()
+        if left:
+            more = f"; and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            raise TemporaryError(f"not all was cleaned up: {'; '.join(left[:NAMED])}{more}")
 
-    def _clean_up(self) -> None:
+    def _clean_up(self) -> list[str]:
+        """What could not be removed, and why."""
+        left = []
         try:
             self._host.load()
+            self._interface.adopt_existing()
         except TemporaryError as e:
-            self._context.log.error(f"clean-up: {e}")
+            left.append(str(e))
         for reconciler in reversed(self._order):
             try:
-                for outcome in reconciler.clean_up():
-                    if outcome.error:
-                        self._context.log.error(f"clean-up: {outcome.error}")
+                left += [outcome.error for outcome in reconciler.clean_up() if outcome.error]
             except TemporaryError as e:
-                self._context.log.error(f"clean-up of {reconciler.name}: {e}")
+                left.append(f"{reconciler.name}: {e}")
+        return left
 
     # The plan.
 
@@ -145,10 +173,10 @@ class NetctlWorker:
             if isinstance(item, Interface):
                 self._private_ip = ip_of(item.private_ip) if item.private_ip else ""
             elif isinstance(item, Summary):
-                self._generation = item.generation
+                self._progress.heard(item.generation, time.time())
         if "interface" in gone:
             self._private_ip = ""
-        if self._guard.update(sound, gone):
+        if self._guard.update(sound, gone, time.monotonic()):
             self._loop.call_soon(self._routes.resolve)
         refused = "interface" in self._validator.refused and not self._validator.accepts("interface")
         self._passes.plan(sound, gone, usable=not refused)
@@ -156,6 +184,7 @@ class NetctlWorker:
     # A pass.
 
     def _before(self) -> None:
+        self._progress.taken()
         self._monitor.drain()
         self._roles.assign("private", self._host.holder(self._private_ip) if self._private_ip else None)
 
@@ -183,11 +212,16 @@ class NetctlWorker:
         told = gauges.get("applied_generation"), self._report.phase
         gauges["repairs_total"] = self._passes.repairs
         gauges["routes"] = len(self._routes.delta.actual)
+        self._flows.after_pass(self._routes.moved)
+        self._routes.moved.clear()
         gauges["wireguard_peers"] = len(self._peers.actual)
+        gauges["fights"] = len(self._passes.fought)
+        whole = settled and self._passes.planned and device is not None
+        self._progress.ended(whole, self._report.failing, time.time())
+        self._progress.write(gauges, self._report.info)
         if device is None:
             gauges.pop("applied_generation", None)  # without the device nothing is applied any more
-        elif self._passes.planned and settled:
-            gauges["applied_generation"] = self._generation
+        self._publish_held()
         if device is not None:
             self._report.ready()
             if len(self._states) != len(self._peers.actual):
@@ -224,11 +258,17 @@ class NetctlWorker:
         self._publish_facts()
 
     def _on_lost(self) -> None:
-        """The kernel had more to say than we could hear: read everything again."""
+        """The kernel had more to say than we could hear: read everything again, once a second."""
         self._report.count("monitor")
+        if not self._lost:
+            self._lost = True
+            self._loop.call_later(max(0.0, self._read_at + LOST_GAP - time.monotonic()), self._read_all)
+
+    def _read_all(self) -> None:
+        self._lost, self._read_at = False, time.monotonic()
         self._context.log.warn("events of the kernel were lost; reading everything again")
-        self._loop.call_soon(self._resync)
-        self._loop.call_soon(self._on_default)
+        self._resync()
+        self._on_default()
 
     def _on_launched(self, error: str) -> None:
         if error:
@@ -251,6 +291,7 @@ class NetctlWorker:
 
     def _poll(self) -> None:
         """What the kernel sends no events for: WireGuard's peers, its key and port."""
+        self._claim.forget_callers()
         device = self._interface.device
         if device is None:
             return
@@ -260,7 +301,9 @@ class NetctlWorker:
             self._report.fail("wireguard", f"{self._config.interface}: {e}")
             self._passes.request()
             return
-        self._report.mend("wireguard")
+        if "wireguard" in self._report.failing:
+            self._report.mend("wireguard")
+            self._passes.request()
         now = time.monotonic()
         if self._device_seen is not device:
             return
@@ -269,10 +312,25 @@ class NetctlWorker:
         state = self._interface.state
         self._states.publish(state.peers, now)
         self._peers.loaded(state.peers)
-        if self._guard.observe({key: peer.endpoint[0] for key, peer in self._peers.actual.items()}):
+        if self._guard.observe(self._peers.actual, now, time.time()):
             self._routes.resolve()
             self._passes.request()
         if self._peers.delta.pending or self._interface.drifted():
+            self._passes.request()
+
+    def _watch_over(self) -> None:
+        """What carries delicate routes is asked whether it works, and time is told to the guard."""
+        if not self._guard.watching:
+            return
+        now = time.monotonic()
+        asked = self._guard.due(now, time.time())
+        for peer in asked:
+            if ip := probe.target(peer, self._config.subnet):
+                probe.ask(self._config.interface, ip)
+        if asked:
+            self._loop.call_later(ANSWERED_WITHIN, self._poll)
+        if self._guard.tick(now):
+            self._routes.resolve()
             self._passes.request()
 
     def _check_forwarding(self) -> None:
@@ -294,6 +352,22 @@ class NetctlWorker:
     def _on_resolved(self) -> None:
         self._resolved = True
         self._publish_facts()
+
+    def _publish_held(self) -> None:
+        """Which routes the kernel has; before the first plan, those that an earlier run left."""
+        if not self._passes.planned:
+            try:
+                self._routes.load()
+            except TemporaryError as e:
+                self._report.fail("routes", str(e))
+                return
+            self._report.mend("routes")
+        actual, told = self._routes.delta.actual, self._held.state
+        for key in told.keys() - actual.keys():
+            self._held.remove(key)
+        for key in actual.keys() - told.keys():
+            self._held.put(key, True)
+        self._held.flush()
 
     def _publish_facts(self) -> None:
         """Facts go out once the node's name has had its time to resolve: they decide who leads."""

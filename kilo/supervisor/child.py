@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
 import sys
 from importlib import import_module
+from multiprocessing.connection import Connection
 from typing import NoReturn
 
 from kilo.config import Config
@@ -20,28 +21,27 @@ FACTORIES = {
 }
 
 
-def run_worker(name: str, config: Config, parent_alive: int | None = None) -> int:
+def run_worker(name: str, config: Config, leash: int | None = None) -> int:
     """Import the code of one worker, and only that, and run it; its exit status."""
     module, _, attribute = FACTORIES[name].partition(":")
-    return run(name, getattr(import_module(module), attribute), config, parent_alive)
+    return run(name, getattr(import_module(module), attribute), config, leash)
 
 
-def arrive(name: str) -> int | None:
-    """Take the worker's name; the descriptor that becomes readable when the parent is gone."""
+def arrive(name: str) -> None:
+    """Take the worker's name."""
     with open("/proc/self/comm", "w") as comm:
         comm.write(f"kg-{name}")
-    parent = multiprocessing.parent_process()
-    return None if parent is None else parent.sentinel
 
 
 def leave(status: int) -> NoReturn:
-    """End this process at once: no thread and no exit handler may hold it up."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End this process at once: no thread, no exit handler and no output may hold it up."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(status)
 
 
-def main(name: str, config: Config) -> None:
+def main(name: str, config: Config, leash: Connection) -> None:
     """The target of the process that the parent starts."""
-    sentinel = arrive(name)
-    leave(run_worker(name, config, sentinel))
+    arrive(name)
+    leave(run_worker(name, config, leash.fileno()))

@@ -58,6 +58,7 @@ class Supervised(Protocol):
     name: str
     restarts: int
     last_error: str
+    wanted: bool
 
     @property
     def pid(self) -> int: ...
@@ -105,7 +106,7 @@ class ControlServer:
                 os.umask(mask)
             listener.listen(MAX_CLIENTS)
         except OSError as e:
-            raise PermanentError(f"cannot listen on {path}: {e.strerror}") from e
+            raise PermanentError(f"cannot listen on {path}: {e.strerror or e}") from e
         return listener
 
     def close(self) -> None:
@@ -144,9 +145,12 @@ class ControlServer:
         if not data:
             self._drop(client)
             return
+        if client.served:
+            return  # what comes after a request is not looked at; that it is read tells when it ends
         client.received += data
         if b"\n" not in client.received and len(client.received) < MAX_REQUEST:
             return
+        client.served = True
         try:
             request = msgspec.json.decode(client.received.partition(b"\n")[0], type=Request)
             self._serve(client, request)
@@ -162,6 +166,8 @@ class ControlServer:
             if unknown:
                 known = ", ".join(self._workers)
                 raise TemporaryError(f"there is no worker {unknown[0]!r}; there are: {known}, all")
+            if not all(self._workers[n].wanted for n in names):
+                raise TemporaryError("kg is ending here")
             client.timer.cancel()
             self._restart(client, names)
         else:
@@ -183,7 +189,7 @@ class ControlServer:
             late = time.monotonic() - begun > RESTART_LIMIT
             if len(seconds) == len(names) or late or client.connection not in self._clients:
                 poll.cancel()
-                waiting = ", ".join(sorted(set(names) - set(seconds)))
+                waiting = ", ".join(_late(self._workers[n]) for n in names if n not in seconds)
                 error = f"not ready after {RESTART_LIMIT:.0f} s: {waiting}" if waiting else ""
                 self._answer(client, Reply(error=error, seconds=seconds))
 
@@ -203,6 +209,11 @@ class _Client:
         self.connection = connection
         self.timer = timer
         self.received = b""
+        self.served = False
+
+
+def _late(worker: Supervised) -> str:
+    return f"{worker.name} ({worker.last_error})" if worker.last_error else worker.name
 
 
 def status_of(worker: Supervised) -> WorkerStatus:

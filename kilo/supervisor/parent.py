@@ -11,27 +11,33 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
-from multiprocessing import forkserver, resource_tracker
+import traceback
 from pathlib import Path
 
 from kilo import __version__
 from kilo.bus import WORKERS, Loop
 from kilo.config import Config
 from kilo.errors import PermanentError
-from kilo.log import Logger
-from kilo.supervisor import child
+from kilo.leash import END, GO, QUIT
+from kilo.log import Logger, complain, own_outputs
+from kilo.supervisor import child, forkserver
 from kilo.supervisor.control import ControlServer
-from kilo.supervisor.process import Launcher, Target, WorkerProcess, process_context
+from kilo.supervisor.ending import Ending
+from kilo.supervisor.process import Launcher, Target, WorkerProcess
+from kilo.worker import ENDING, SAME_SIGNAL
 
-STOP_ORDER = (("watcher", "cni"), ("netctl",), ("mesh", "health"))
-"""The annotations go first, so that others stop sending; then the kernel's state; then the rest."""
-STOP_LIMITS = (7.0, 9.0, 2.0)
-"""Seconds for each group of STOP_ORDER, 18 in all; then it is killed."""
 START_ORDER = ("netctl", "watcher", "mesh", "cni", "health")
 """The slowest to start comes first; any order works."""
+WAITS = "netctl"
+"""Makes things on the host as soon as it starts, and so does not before ..."""
+WAITS_FOR = frozenset(START_ORDER) - {WAITS}
+"""... these have found their configuration good. It loads its code meanwhile, which takes longest."""
+MEND_EVERY = 1.0
+"""Seconds at least between two starts of the forkserver."""
+WAITS_AT_MOST = 5.0
+"""Seconds; an exec plugin of a kubeconfig can take long."""
 
 
 class Supervisor:
@@ -39,92 +45,84 @@ class Supervisor:
 
     def __init__(self, config: Config, target: Target = child.main) -> None:
         self.log = Logger("parent", config.log_level)
-        self.loop = Loop()
+        self.loop = Loop(on_error=self._on_error)
         self.config = config
         self.status = 0
-        self.stopping = False
-        self._stage = -1
-        self._deadline = 0.0
+        self._signalled = 0.0
+        self._awaited = set(WAITS_FOR)
+        self._mended = float("-inf")
         prepare_run_dir(config.run_dir)
         self.control = ControlServer(self.loop, config.run_dir, self.log)
         keep_temporary_files_in(config.run_dir)
-        launcher = Launcher(process_context(), target)
+        launcher = Launcher(forkserver.process_context(), target)
         self.workers = {
             name: WorkerProcess(name, config, self.loop, self.log, launcher) for name in START_ORDER
         }
+        self.ending = Ending(self.workers, self.loop, self.log, config.clean_up)
         for worker in self.workers.values():
             worker.on_permanent = self._on_permanent
-            worker.on_ended = self._on_ended
+            worker.on_started = self._on_started
+            worker.on_ended = self.ending.on_ended
         self.control.serve(self.workers)
 
     def run(self) -> int:
         """Serve until every worker has ended."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in ENDING:
             signal.signal(number, lambda n, frame: self.loop.post(lambda: self._on_signal(n)))
         signal.signal(signal.SIGCHLD, lambda n, frame: self.loop.post(self._reap))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self.log.info("starting", version=__version__, pid=os.getpid(), node=self.config.hostname)
         for name in START_ORDER:
-            self.workers[name].start()
+            self.workers[name].start(None if name == WAITS else GO)
+        self.loop.call_later(WAITS_AT_MOST, self._let_go)
         self.loop.call_every(1.0, self._tick)
         self.loop.run()
         self.control.close()
         self.loop.close()
+        self.status = self.status or (1 if self.ending.failed else 0)
         self.log.info("ended", status=self.status)
         return self.status
 
+    def _on_started(self, name: str) -> None:
+        if name in self._awaited:
+            self._awaited.remove(name)
+            if not self._awaited:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Said twice it counts once."""
+        self.workers[WAITS].tell(GO)
+
     def _tick(self) -> None:
-        for worker in self.workers.values():
-            if not self.stopping:
+        if not self.ending.begun:
+            for worker in self.workers.values():
                 worker.check()
-        if self.stopping and time.monotonic() > self._deadline:
-            for name in STOP_ORDER[self._stage]:
-                if self.workers[name].pid:
-                    self.log.error("worker did not end in time; killed", worker=name)
-                    self.workers[name].kill()
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self.stopping:
-            self.log.warn("second signal; not waiting", signal=name)
-            self.status = self.status or 1
-            for worker in self.workers.values():
-                worker.kill()
-            self.loop.call_later(0.5, self.loop.stop)
+        now = time.monotonic()
+        first, self._signalled = not self._signalled, self._signalled or now
+        if not first:
+            if now - self._signalled > SAME_SIGNAL:
+                self.log.warn("second signal; not waiting", signal=name)
+                self.ending.hurry()
             return
         stays = number == signal.SIGHUP
         self.log.info("ending", signal=name, clean_up=self.config.clean_up and not stays)
-        self._stop(signal.SIGHUP if stays else signal.SIGTERM)
+        self.ending.begin(QUIT if stays else END)
 
     def _on_permanent(self, name: str) -> None:
-        if not self.stopping:
-            self.log.error("a worker cannot run; ending, the data plane stays", worker=name)
-            self.status = 2
-            self._stop(signal.SIGHUP)
+        self.log.error("a worker cannot run; ending, the data plane stays", worker=name)
+        self.status = 2
+        self.ending.begin(QUIT)
 
-    def _stop(self, number: int) -> None:
-        self.stopping = True
-        self._stop_signal = number
-        for worker in self.workers.values():
-            worker.wanted = False
-        self._next_stage()
-
-    def _next_stage(self) -> None:
-        self._stage += 1
-        if self._stage == len(STOP_ORDER):
-            self.loop.stop()
-            return
-        self._deadline = time.monotonic() + STOP_LIMITS[self._stage]
-        for name in STOP_ORDER[self._stage]:
-            self.workers[name].signal(self._stop_signal)
-        self._on_ended("")
-
-    def _on_ended(self, name: str) -> None:
-        if self.stopping and not any(self.workers[n].pid for n in STOP_ORDER[self._stage]):
-            self._next_stage()
+    def _on_error(self, error: Exception) -> None:
+        """An exception nobody expected costs its callback: the workers are not to be without a parent."""
+        trace = "".join(traceback.format_exception(error))
+        self.log.error(f"{type(error).__name__}: {error}", trace=trace)
 
     def _reap(self) -> None:
         """Take the status of orphans that became our children, and of nobody else's."""
-        own = {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -132,14 +130,17 @@ class Supervisor:
                 return
             if found is None:
                 return
-            if found.si_pid in own:
-                if not self.stopping:
-                    self.log.warn("the process that starts workers ended; starting it again")
-                    forkserver.ensure_running()
-                    resource_tracker.ensure_running()
-                return
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(found.si_pid, os.WNOHANG)
+            if found.si_pid in forkserver.own_pids():
+                now = time.monotonic()
+                if now - self._mended < MEND_EVERY:
+                    self.loop.call_later(MEND_EVERY, self._reap)
+                    return
+                self._mended = now
+                self.log.warn("the process that starts workers ended; starting it again")
+                forkserver.ensure_running()
+            else:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(found.si_pid, os.WNOHANG)
 
 
 def prepare_run_dir(run_dir: str) -> None:
@@ -148,7 +149,7 @@ def prepare_run_dir(run_dir: str) -> None:
         for name in WORKERS:
             Path(run_dir, name).mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as e:
-        raise PermanentError(f"cannot make {e.filename}: {e.strerror}; see --run-dir") from e
+        raise PermanentError(f"--run-dir {run_dir}: cannot make {e.filename}: {e.strerror}") from e
 
 
 def keep_temporary_files_in(run_dir: str) -> None:
@@ -159,10 +160,19 @@ def keep_temporary_files_in(run_dir: str) -> None:
     tempfile.tempdir = run_dir
 
 
-def main(config: Config) -> int:
+def main(config: Config, target: Target = child.main) -> int:
     """Run the parent; its exit status."""
+    own_outputs()
     try:
-        return Supervisor(config).run()
+        supervisor = Supervisor(config, target)
     except PermanentError as e:
-        print(f"kg: {e}", file=sys.stderr)
+        complain(f"kg: {e}")
         return 2
+    try:
+        status = supervisor.run()
+    except Exception:  # noqa: BLE001 - the main loop
+        supervisor.log.error("the parent died", trace=traceback.format_exc())
+        child.leave(1)  # at once: the workers see it, and end by themselves
+    if any(worker.pid for worker in supervisor.workers.values()):
+        child.leave(status)  # one that cannot be killed would be waited for
+    return status

@@ -61,6 +61,7 @@ class Announcer:
 
     def __init__(self, api: Api, node: str, emit: Callable[[Report], None]) -> None:
         self._api = api
+        self._node = node
         self._path = f"/api/v1/nodes/{node}"
         self._what = f"patch node {node}"
         self._emit = emit
@@ -69,6 +70,9 @@ class Announcer:
         self._seen: dict[str, str] | None = None
         self._version = ""
         self._written: dict[str, str] = {}
+        self._sent: dict[str, set[str]] = {}
+        """What was sent and has not been answered: it may be there all the same, and the watch may bring
+        it before the answer comes."""
         self._overwritten: list[float] = []
         self._fighting = False
         self._checked_in = float("-inf")
@@ -79,6 +83,11 @@ class Announcer:
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread is alive."""
+        return self._thread.is_alive()
 
     def announce(self, announcement: Announcement) -> None:
         """This is what the annotations are to say from now on."""
@@ -98,6 +107,7 @@ class Announcer:
         with self._wake:
             self._seen, self._version = None, ""
             self._written.clear()
+            self._sent.clear()
 
     def close(self, remove: bool) -> str:
         """End. With ``remove``, take our annotations away first, within 5 s; why that failed, or ""."""
@@ -106,7 +116,10 @@ class Announcer:
                 self._unremoved = "no answer in time"
             self._stop.set()
             self._wake.notify()
-        self._thread.join(CLEAN_UP_WITHIN if remove else 0)
+        if self._thread.ident is not None:
+            self._thread.join(CLEAN_UP_WITHIN if remove else 0)
+        elif remove:  # never started: what an earlier run has written goes all the same
+            self._clean_up()
         return self._unremoved
 
     def _take(self, node: NodeObject) -> bool:
@@ -120,7 +133,11 @@ class Announcer:
     def _note_overwriting(self, now: float) -> None:
         """Count it when what we wrote, and still want to say, is not there any more."""
         seen = self._seen or {}
-        lost = [k for k, v in self._written.items() if k != LAST_SEEN and seen.get(k) != v]
+        lost = [
+            k
+            for k, v in self._written.items()
+            if k != LAST_SEEN and seen.get(k) not in (v, *self._sent.get(k, ()))
+        ]
         if not lost:
             return
         for name in lost:
@@ -191,20 +208,35 @@ class Announcer:
             if self._announcement is None:
                 return
             patch = self._patch(self._announcement)
+            for name in patch.keys() - {LAST_SEEN}:
+                self._sent.setdefault(name, set()).add(patch[name])
         answer = self._api.patch(self._path, {"metadata": {"annotations": patch}}, self._what)
-        try:
-            node = decode_node(answer)
-        except ProtocolError as e:
-            raise ApiError(f"cannot {self._what}: {e}") from e
+        node = self._read(answer)
         with self._wake:
             self._checked_in = now
             self._recent.append(now)
-            self._written |= patch
             self._take(node)
+            newest, seen = node.metadata.resource_version == self._version, self._seen or {}
+            for name, value in patch.items():
+                self._sent.pop(name, None)
+                if newest or seen.get(name) == value:
+                    self._written[name] = value
+            if newest:  # what is not in the answer was changed on the way in
+                self._note_overwriting(now)
             if self._fighting and all(now - t >= FIGHT_WINDOW for t in self._overwritten):
                 self._fighting = False
                 self._emit(Overwritten(()))
         self._emit(Patched(node.metadata.resource_version))
+
+    def _read(self, answer: bytes) -> NodeObject:
+        """Our Node as it is since a patch. Raises ApiError if the answer is anything else."""
+        try:
+            node = decode_node(answer)
+        except ProtocolError as e:
+            raise ApiError(f"cannot {self._what}: {e}") from e
+        if node.metadata.name != self._node:
+            raise ApiError(f"cannot {self._what}: the answer is not about this node")
+        return node
 
     def _clean_up(self) -> None:
         """Take away what an agent of this node has written, now or in an earlier run."""

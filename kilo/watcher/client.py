@@ -1,60 +1,61 @@
-"""Requests to the Kubernetes API: raw bytes in and out, errors translated.
+"""Requests to the Kubernetes API: raw bytes in and out, errors translated, nothing without a bound.
 
-Any thread may use an Api; each request takes a connection of its own from the official client's
-pool. Credentials are asked of the official client at every request, so that rotated token files
-and expired exec plugins are renewed; where the server refuses them all the same (401), the whole
-configuration is read again, which also renews client certificates and the files of a kubeconfig.
+Any thread may use an Api; each request takes a connection of its own from a pool. Credentials are
+asked for at every request (kilo.watcher.session), so that what has been rotated is renewed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import urllib3
-from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, InsecureRequestWarning
+from urllib3.exceptions import HTTPError
 
 from kilo import __version__
-from kilo.errors import PermanentError, ProtocolError, TemporaryError
+from kilo.errors import ProtocolError, TemporaryError
 from kilo.watcher.objects import decode_status
-from kilo.watcher.official import official
+from kilo.watcher.session import Sessions
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
 PATCH_TIMEOUT = 10.0
 """s; with a check-in every 30 s, one that hangs is known to be lost before anybody counts as dead."""
-RELOAD_GAP = 10.0
+GET_TIMEOUT = 300.0
+"""s until a whole answer is there; a list in one piece can be long."""
 READ_SIZE = 1 << 18
+LINE_LIMIT = 16 << 20
+"""Bytes of one line of a watch. No object is near that size."""
+ANSWER_LIMIT = 1 << 30
+REFUSAL_LIMIT = 1 << 16
+"""Bytes that are read of an answer, and of one that says why there is none."""
 MERGE_PATCH = "application/merge-patch+json"
-KEEPALIVE = [
-    *HTTPConnection.default_socket_options,
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 40_000),
-]
-"""A peer that vanished is noticed after 40 s, also where nothing is sent."""
-
-_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What the official client raises, besides its own errors, on a kubeconfig that is not one."""
 
 
 class ApiError(TemporaryError):
-    """A request that failed. ``status`` as in HTTP, 0 without an answer; ``retry_after`` in s, as asked."""
+    """A request that failed. ``status`` as in HTTP, 0 without an answer; ``reason`` in Kubernetes' words,
+    such as NotFound, if it was Kubernetes that refused; ``retry_after`` in s, as asked."""
 
-    def __init__(self, message: str, status: int = 0, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, status: int = 0, reason: str = "", retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason
         self.retry_after = retry_after
+
+
+class Broken(ApiError):
+    """The connection broke, or there was none."""
+
+
+class Garbled(ApiError):
+    """The server sent what nobody can read."""
 
 
 class Stream:
@@ -67,14 +68,16 @@ class Stream:
     def batches(self) -> Iterator[list[bytes]]:
         """The lines that came, as they come, several together where they came together.
 
-        Ends when the server ends the answer. Raises ApiError when the connection breaks.
+        Ends when the server ends the answer. Raises Broken, and Garbled for a line without an end.
         """
         response = self._response
         rest: list[bytes] = []
+        waiting = 0
         with _translated(self._what):
             # A chunk at a time costs less than read1, and a server makes one of each event.
             chunked = getattr(response, "chunked", False)
-            parts = response.read_chunked() if chunked else iter(lambda: response.read1(READ_SIZE), b"")
+            reads = iter(lambda: response.read1(READ_SIZE), b"")
+            parts = response.read_chunked(READ_SIZE) if chunked else reads
             for data in parts:
                 if not rest and data.find(b"\n") == len(data) - 1:
                     yield [data]
@@ -83,9 +86,13 @@ class Stream:
                 if lines:
                     lines[0] = b"".join(rest) + lines[0]
                     rest.clear()
+                    waiting = 0
                     yield lines
                 if tail:
                     rest.append(tail)
+                    waiting += len(tail)
+                if waiting > LINE_LIMIT:
+                    raise Garbled(f"cannot {self._what}: a line of it is longer than {LINE_LIMIT >> 20} MiB")
 
     def cut(self) -> None:
         """End the reading from another thread: the reader sees the connection break."""
@@ -102,41 +109,33 @@ class Stream:
 class Api:
     """The API server that the flags ``--kubeconfig`` and ``--master`` name; neither: the cluster's own.
 
-    Raises PermanentError if the configuration cannot be read.
+    ``on_failure``: told on any thread why credentials cannot be renewed, and "" once they can. Raises
+    PermanentError if the configuration cannot be read.
     """
 
-    def __init__(self, kubeconfig: str, master: str) -> None:
-        self._kubeconfig = kubeconfig
-        self._master = master
-        self._lock = threading.Lock()
-        self._configuration, self._pool = self._load()
-        self._reloaded = float("-inf")
+    def __init__(
+        self, kubeconfig: str, master: str, on_failure: Callable[[str], None] = lambda reason: None
+    ) -> None:
+        self._sessions = Sessions(kubeconfig, master, on_failure)
 
     def close(self) -> None:
-        """Close the connections that are not in use."""
-        self._pool.clear()
+        """Close the connections that are not in use, and kill a plugin that runs. No request after this."""
+        self._sessions.close()
 
     @property
     def server(self) -> str:
         """The URL of the server."""
-        return str(self._master.rstrip("/") or self._configuration.host)
+        return self._sessions.access.server
 
     @property
     def verified(self) -> bool:
         """Whether the server's certificate is verified."""
-        return bool(self._configuration.verify_ssl) or not self.server.startswith("https:")
-
-    def credentials(self) -> dict[str, str]:
-        """The headers that say who we are, renewed where they have expired."""
-        with self._lock:
-            settings = self._configuration.auth_settings().values()
-            return {setting["key"]: setting["value"] for setting in settings if setting["value"]}
+        return self._sessions.access.tls.verify or not self.server.startswith("https:")
 
     def get(self, path: str, query: Mapping[str, str], what: str) -> bytes:
         """The body of the answer. ``what`` names the request in errors. Raises ApiError."""
         with _translated(what):
-            response = self._request("GET", _target(path, query), what)
-            return response.data
+            return _body(self._request("GET", _target(path, query), what), what, GET_TIMEOUT)
 
     def stream(self, path: str, query: Mapping[str, str], what: str, silence: float) -> Stream:
         """An answer to be read as it comes. Raises ApiError.
@@ -144,98 +143,82 @@ class Api:
         Its head must come as soon as any answer; of its body, ``silence`` seconds without a byte break it.
         """
         with _translated(what):
-            response = self._request("GET", _target(path, query), what, stream=True)
+            response = self._request("GET", _target(path, query), what)
             sock = getattr(response.connection, "sock", None)
             if sock is not None:
                 sock.settimeout(silence)
             return Stream(response, what)
 
-    def patch(self, path: str, patch: Mapping[str, Any], what: str, timeout: float = PATCH_TIMEOUT) -> bytes:
-        """Send a merge patch; the body of the answer. Raises ApiError."""
-        limits = urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout)
+    def patch(self, path: str, patch: Mapping[str, Any], what: str, within: float | None = None) -> bytes:
+        """Send a merge patch; the body of the answer. ``within``: in s, in a hurry. Raises ApiError."""
         with _translated(what):
-            response = self._request("PATCH", path, what, body=json.dumps(patch).encode(), timeout=limits)
-            return response.data
+            response = self._request("PATCH", path, what, json.dumps(patch).encode(), within)
+            return _body(response, what, within or PATCH_TIMEOUT)
 
     def _request(
-        self,
-        method: str,
-        target: str,
-        what: str,
-        body: bytes | None = None,
-        stream: bool = False,
-        timeout: urllib3.Timeout | None = None,
+        self, method: str, target: str, what: str, body: bytes | None = None, within: float | None = None
     ) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": "application/json", "User-Agent": f"kg/{__version__}", **self.credentials()}
+        """The head of an answer that is 200; its body is still to be read. ``within``: in s, in a hurry."""
+        timeout = READ_TIMEOUT if body is None else PATCH_TIMEOUT
+        began = time.monotonic()
+        try:
+            session = self._sessions.current(within)
+        except TemporaryError as e:
+            raise ApiError(f"cannot {what}: credentials: {e}") from e
+        if within is not None:
+            timeout = max(0.1, within - (time.monotonic() - began))
+        headers = {"Accept": "application/json", "User-Agent": f"kg/{__version__}"}
+        if session.authorization:
+            headers["Authorization"] = session.authorization
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH
-        with self._lock:
-            pool, url = self._pool, self.server + target
-        response: urllib3.BaseHTTPResponse = pool.request(
+        response: urllib3.BaseHTTPResponse = session.pool.request(
             method,
-            url,
+            session.server + target,
             body=body,
             headers=headers,
-            preload_content=not stream,
+            preload_content=False,
             retries=False,
             redirect=False,
-            timeout=timeout or urllib3.Timeout(connect=CONNECT_TIMEOUT, read=READ_TIMEOUT),
+            timeout=urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout),
         )
-        if response.status != 200:
-            raise self._refused(response, what)
-        return response
-
-    def _refused(self, response: urllib3.BaseHTTPResponse, what: str) -> ApiError:
-        body = response.data
-        message = f"cannot {what}: {response.status} {response.reason}"
-        with contextlib.suppress(ProtocolError):
-            if said := decode_status(body).message:
-                message += f": {said}"
+        if response.status == 200:
+            return response
         if response.status == 401:
-            self._reload()
-        retry_after = response.headers.get("Retry-After", "")
-        return ApiError(message, response.status, float(retry_after) if retry_after.isdigit() else None)
-
-    def _reload(self) -> None:
-        """Read the configuration again, not too often. One that has become unreadable is kept as it was."""
-        with self._lock:
-            if time.monotonic() - self._reloaded < RELOAD_GAP:
-                return
-            self._reloaded = time.monotonic()
-            with contextlib.suppress(PermanentError):
-                old = self._pool
-                self._configuration, self._pool = self._load()
-                old.clear()
-
-    def _load(self) -> tuple[Any, urllib3.PoolManager]:
-        library = official()
-        configuration = library.configuration()
-        source = self._kubeconfig or "the in-cluster configuration"
-        try:
-            if self._kubeconfig:
-                if not os.path.exists(self._kubeconfig):
-                    raise PermanentError(f"--kubeconfig: {self._kubeconfig} does not exist")
-                library.load_kubeconfig(
-                    config_file=self._kubeconfig, client_configuration=configuration, persist_config=False
-                )
-            elif not self._master:
-                library.load_in_cluster(client_configuration=configuration)
-        except (library.error, library.syntax_error, *_DAMAGED) as e:
-            hint = "" if self._kubeconfig else "; give --kubeconfig or --master outside a cluster"
-            raise PermanentError(f"cannot read {source}: {e}{hint}") from e
-        if self._master:
-            configuration.host = (
-                self._master
-            )  # for the choice of a proxy; credentials, when renewed, reset it
-        if not configuration.verify_ssl:
-            urllib3.disable_warnings(InsecureRequestWarning)
-        configuration.socket_options = KEEPALIVE
-        configuration.connection_pool_maxsize = 4
-        return configuration, library.rest_client(configuration).pool_manager
+            self._sessions.refused(session)
+        raise _refusal(response, what)
 
 
 def _target(path: str, query: Mapping[str, str]) -> str:
     return f"{path}?{urlencode(query)}" if query else path
+
+
+def _body(response: urllib3.BaseHTTPResponse, what: str, timeout: float, limit: int | None = None) -> bytes:
+    """The whole of it. Raises ApiError if it is longer than ``limit`` (default: ANSWER_LIMIT) or late."""
+    limit = limit or ANSWER_LIMIT
+    parts: list[bytes] = []
+    size, end = 0, time.monotonic() + timeout
+    while part := response.read1(READ_SIZE):
+        parts.append(part)
+        size += len(part)
+        if size > limit or time.monotonic() > end:
+            response.close()
+            why = "is too long" if size > limit else "did not end in time"
+            raise ApiError(f"cannot {what}: the answer {why}")
+    response.release_conn()
+    return b"".join(parts)
+
+
+def _refusal(response: urllib3.BaseHTTPResponse, what: str) -> ApiError:
+    """What an answer that is not 200 means."""
+    message, reason = f"cannot {what}: {response.status} {response.reason}", ""
+    with contextlib.suppress(HTTPError, OSError, ApiError, ProtocolError):
+        status = decode_status(_body(response, what, READ_TIMEOUT, REFUSAL_LIMIT))
+        reason = status.reason
+        if status.message:
+            message += f": {status.message}"
+    wait = response.headers.get("Retry-After", "")
+    return ApiError(message, response.status, reason, float(wait) if wait.isdecimal() else None)
 
 
 @contextlib.contextmanager
@@ -244,9 +227,7 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as e:
-        raise ApiError(f"cannot {what}: {_reason(e)}") from e
-    except official().error as e:
-        raise ApiError(f"cannot {what}: credentials: {e}") from e
+        raise Broken(f"cannot {what}: {_reason(e)}") from e
 
 
 def _reason(error: BaseException) -> str:

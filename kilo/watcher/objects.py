@@ -17,6 +17,7 @@ from kilo.errors import ProtocolError
 
 NODE = "Node"
 PEER = "Peer"
+MAX_QUOTED = 60
 
 
 class MalformedObject(ProtocolError):
@@ -116,10 +117,12 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class ObjectList(msgspec.Struct, frozen=True):
-    """A list whose items are not decoded yet."""
+    """A list whose items are not decoded yet. All of it must be there: an answer that is something else
+    would say that there are no objects."""
 
-    metadata: ListMeta = ListMeta()
-    items: list[msgspec.Raw] | None = None
+    kind: str
+    metadata: ListMeta
+    items: list[msgspec.Raw]
 
 
 class WatchEvent(msgspec.Struct, frozen=True):
@@ -250,10 +253,14 @@ def _decode(decoder: msgspec.json.Decoder[T], kind: str, raw: bytes | msgspec.Ra
 
 
 def _decode_list(decoder: msgspec.json.Decoder[T], kind: str, raw: bytes) -> DecodedList[T]:
-    page = _plain(_list, f"list of {kind}s", raw)
+    page = _plain(_list, f"{kind}List", raw)
+    if page.kind != f"{kind}List":
+        raise ProtocolError(f"{kind}List: the kind is {page.kind[:MAX_QUOTED]!r}")
+    if not page.metadata.resource_version:
+        raise ProtocolError(f"{kind}List: metadata.resourceVersion is missing")
     items: list[T] = []
     refused: list[MalformedObject] = []
-    for item in page.items or ():
+    for item in page.items:
         try:
             items.append(_decode(decoder, kind, item))
         except MalformedObject as e:
@@ -284,4 +291,4 @@ def _located(error: Exception) -> tuple[str, str]:
     if match is None:
         return "", "malformed"
     reason, field = match.group(1), match.group(2) or ""
-    return field, reason[:1].lower() + reason[1:]
+    return field, reason if reason[1:2].isupper() else reason[:1].lower() + reason[1:]

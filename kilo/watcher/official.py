@@ -1,5 +1,5 @@
-"""The official Kubernetes client, of which two things are used: its reading of configuration, and
-its connection pool.
+"""The official Kubernetes client, of which three things are used: its connection pool with the choice
+of a proxy, its reading of the in-cluster configuration, and what it knows of auth-providers.
 
 Loaded as it comes, it brings 700 models, pydantic, requests, websockets and an OAuth library. None
 of that is needed to read JSON, so the ``__init__`` of its packages is passed over, and only the
@@ -8,10 +8,10 @@ modules named below run. Measured with kubernetes 37 on Python 3.11, in a new in
 ==================== ====== =======
 import               time   memory
 ==================== ====== =======
-nothing              0 s    9.5 MB
-the package          0.53 s 49.7 MB
-what is loaded here  0.14 s 30.4 MB
-urllib3 and yaml     0.12 s 26.8 MB
+nothing              0 s    8.9 MB
+the package          0.52 s 50.4 MB
+what is loaded here  0.07 s 25.9 MB
+urllib3 alone        0.06 s 23.4 MB
 ==================== ====== =======
 
 Where that does not work with the version that is installed, the package is imported in full.
@@ -24,17 +24,15 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TemporaryError
 
 _PACKAGES = ("kubernetes", "kubernetes.client", "kubernetes.config", "kubernetes.utils")
-_STRANGERS = ("requests_oauthlib", "oauthlib", "oauthlib.oauth2")
-"""Needed only to renew the tokens of an OpenID Connect provider named in a kubeconfig."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,11 @@ class Official:
 
     configuration: Callable[[], Any]
     rest_client: Callable[[Any], Any]
-    load_kubeconfig: Callable[..., None]
     load_in_cluster: Callable[..., None]
+    in_cluster_files: tuple[str, ...]
+    """Those of the service account: its token, and the server's authority."""
     error: type[Exception]
-    """What it raises where credentials or a configuration are not what they must be."""
-    syntax_error: type[Exception]
-    """What its YAML parser raises."""
+    """What it raises where the in-cluster configuration is not what it must be."""
 
 
 class _Shell(ModuleType):
@@ -65,21 +62,11 @@ class _Shell(ModuleType):
         return getattr(importlib.import_module(self.__name__), attribute)
 
 
-def _late(module: str, name: str) -> Callable[..., Any]:
-    """A callable that imports what it stands for when it is called."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
-
-    return call
-
-
 @contextmanager
 def _shells(root: str) -> Iterator[dict[str, _Shell]]:
     """Put the shells in place, and take them and all that was loaded through them away again."""
-    before = {name: sys.modules.get(name) for name in (*_PACKAGES, *_STRANGERS)}
+    before = {name: sys.modules.get(name) for name in _PACKAGES}
     shells = {name: _Shell(name, [os.path.join(root, *name.split(".")[1:])]) for name in _PACKAGES}
-    shells |= {name: _Shell(name, []) for name in _STRANGERS if before[name] is None}
     sys.modules.update(shells)
     try:
         yield shells
@@ -92,39 +79,53 @@ def _shells(root: str) -> Iterator[dict[str, _Shell]]:
 def _load_lean(root: str) -> Official:
     with _shells(root) as shells:
         configuration = importlib.import_module("kubernetes.client.configuration").Configuration
-        client = shells["kubernetes.client"]
-        client.__dict__["Configuration"] = configuration
-        client.__dict__["ApiClient"] = _late("kubernetes.client", "ApiClient")
-        if "oauthlib" in shells:
-            shells["oauthlib"].__dict__["oauth2"] = shells["oauthlib.oauth2"]
-        if "requests_oauthlib" in shells:
-            late = _late("requests_oauthlib", "OAuth2Session")
-            shells["requests_oauthlib"].__dict__["OAuth2Session"] = late
+        shells["kubernetes.client"].__dict__["Configuration"] = configuration
         rest = importlib.import_module("kubernetes.client.rest")
-        kubeconfig = importlib.import_module("kubernetes.config.kube_config")
-        in_cluster = importlib.import_module("kubernetes.config.incluster_config")
-        return Official(
-            configuration,
-            rest.RESTClientObject,
-            kubeconfig.load_kube_config,
-            in_cluster.load_incluster_config,
-            kubeconfig.ConfigException,
-            kubeconfig.yaml.YAMLError,
-        )
+        return _official(configuration, rest, importlib.import_module("kubernetes.config.incluster_config"))
 
 
 def _load_full() -> Official:
-    client = importlib.import_module("kubernetes.client")
-    config = importlib.import_module("kubernetes.config")
-    rest = importlib.import_module("kubernetes.client.rest")
-    return Official(
-        client.Configuration,
-        rest.RESTClientObject,
-        config.load_kube_config,
-        config.load_incluster_config,
-        config.ConfigException,
-        config.kube_config.yaml.YAMLError,
+    return _official(
+        importlib.import_module("kubernetes.client").Configuration,
+        importlib.import_module("kubernetes.client.rest"),
+        importlib.import_module("kubernetes.config.incluster_config"),
     )
+
+
+def _official(configuration: Callable[[], Any], rest: Any, in_cluster: Any) -> Official:
+    return Official(
+        configuration,
+        rest.RESTClientObject,
+        in_cluster.load_incluster_config,
+        (in_cluster.SERVICE_TOKEN_FILENAME, in_cluster.SERVICE_CERT_FILENAME),
+        in_cluster.ConfigException,
+    )
+
+
+def authorization_of(provider: Mapping[str, Any]) -> str:
+    """What a user's ``auth-provider`` gives as the value of the header Authorization.
+
+    Imports the whole package, and may ask the provider, which may take any time. Raises
+    TemporaryError, and whatever comes out of the libraries that ask.
+    """
+    package = importlib.import_module("kubernetes.config")
+    reader = importlib.import_module("kubernetes.config.kube_config")
+    configuration = importlib.import_module("kubernetes.client").Configuration()
+    alone = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "http://none"}}],
+        "users": [{"name": "u", "user": {"auth-provider": dict(provider)}}],
+    }
+    try:
+        reader.load_kube_config_from_dict(alone, client_configuration=configuration, persist_config=False)
+    except package.ConfigException as e:
+        raise TemporaryError(f"auth-provider: {e}") from e
+    finally:
+        reader._cleanup_temp_files()
+    if not (authorization := configuration.api_key.get("BearerToken", "")):
+        raise TemporaryError(f"auth-provider {provider.get('name')!r} gives no token")
+    return str(authorization)
 
 
 _loaded: Official | None = None

@@ -7,6 +7,7 @@ All methods are for the loop's thread, and ``on_change`` is called there.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import threading
@@ -15,7 +16,7 @@ from queue import Empty, SimpleQueue
 
 from kilo.bus import Loop, Timer
 from kilo.errors import ProtocolError
-from kilo.model.net import parse_ip
+from kilo.model.net import Address, parse_ip
 
 IN_FLIGHT = 8
 TIMEOUT = 10.0
@@ -29,15 +30,19 @@ def lookup(name: str) -> list[str]:
     return [str(answer[4][0]) for answer in answers]
 
 
+def addresses_in(answers: Iterable[str]) -> set[Address]:
+    """Those of ``answers`` that are addresses."""
+    addresses = set()
+    for answer in answers:
+        with contextlib.suppress(ProtocolError):  # with a zone: of no use to WireGuard
+            addresses.add(parse_ip(answer))
+    return addresses
+
+
 def choose(answers: Iterable[str], before: str) -> str:
     """The same of the same answers, in whatever order they come: the one from ``before`` if it is still
     there, else the lowest, IPv4 first as in Go agents. "" if none is an address."""
-    addresses = set()
-    for answer in answers:
-        try:
-            addresses.add(parse_ip(answer))
-        except ProtocolError:  # with a zone: of no use to WireGuard
-            continue
+    addresses = addresses_in(answers)
     if before and ipaddress.ip_address(before) in addresses:
         return before
     return str(min(addresses, key=lambda a: (a.version, int(a)))) if addresses else ""
@@ -55,6 +60,8 @@ class Resolver:
         self._on_change = on_change
         self._ask = ask
         self._addresses: dict[str, str] = {}
+        self._every: dict[str, tuple[str, ...]] = {}
+        self._pinned: set[str] = set()
         self._wanted: set[str] = set()
         self._asking: dict[str, Timer] = {}
         self._queue: SimpleQueue[str] = SimpleQueue()
@@ -69,16 +76,23 @@ class Resolver:
             self._start(name)
         return self._addresses.get(name, "")
 
+    def pin(self, name: str) -> tuple[str, ...]:
+        """All addresses of ``name``, lowest first, as last heard. It is asked for from now on, for good."""
+        self._pinned.add(name)
+        self.address(name)
+        return self._every.get(name, ())
+
     @property
     def pending(self) -> bool:
         """Whether a name has had neither an address nor a failure yet."""
         return any(name not in self._addresses and name not in self.failures for name in self._wanted)
 
     def keep(self, names: set[str]) -> None:
-        """Only ``names`` are still wanted."""
-        for name in self._wanted - names:
+        """Only ``names``, and those pinned, are still wanted."""
+        for name in self._wanted - names - self._pinned:
             self._wanted.discard(name)
             self._addresses.pop(name, None)
+            self._every.pop(name, None)
             self.failures.pop(name, None)
 
     def _again(self) -> None:
@@ -117,6 +131,8 @@ class Resolver:
         self._asking.pop(name).cancel()
         before = self._addresses.get(name, "")
         address = choose(answers, before)
+        if address and name in self._pinned:
+            self._every[name] = tuple(sorted(map(str, addresses_in(answers))))
         self._settle(name, address or before, "" if address else failure or "no address")
 
     def _timed_out(self, name: str) -> None:

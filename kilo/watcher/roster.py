@@ -21,6 +21,7 @@ from kilo.watcher.liveness import Liveness
 from kilo.watcher.objects import MalformedObject, NodeObject, PeerObject
 from kilo.watcher.syntax import integer
 from kilo.watcher.translate import (
+    CONTROL_PLANE,
     PREFIX,
     FieldProblem,
     NodeReading,
@@ -35,6 +36,10 @@ LAST_SEEN = PREFIX + "last-seen"
 LOCAL = "local"
 NODE = "node"
 PEER = "peer"
+IN_DOUBT = (
+    "has not changed since this agent started, and is too old to tell whether the node is alive:"
+    " it takes part only if this host has its route already, until it has had 60 s to check in"
+)
 V = TypeVar("V", contravariant=True)
 
 
@@ -59,7 +64,7 @@ class Names(Protocol):
 
 @dataclass(slots=True)
 class _KnownNode:
-    relevant: tuple[str, str, str, dict[str, str]]
+    relevant: tuple[str, str, str, bool, dict[str, str]]
     reading: NodeReading
 
 
@@ -109,7 +114,9 @@ class Roster:
         annotations = obj.annotations
         ours = {k: v for k, v in annotations.items() if k.startswith(PREFIX) and k != LAST_SEEN}
         last_seen, malformed = integer(annotations[LAST_SEEN]) if LAST_SEEN in annotations else (0, "")
-        relevant = (obj.pod_cidr, obj.labels.get(self._label, ""), malformed, ours)
+        labels = obj.labels
+        control_plane = any(label in labels for label in CONTROL_PLANE)
+        relevant = (obj.pod_cidr, labels.get(self._label, ""), malformed, control_plane, ours)
         changed = self.liveness.sight(name, 0 if malformed else last_seen, now, wall)
         known = self._nodes.get(name)
         if known is None or known.relevant != relevant:
@@ -159,7 +166,7 @@ class Roster:
     # What else changes.
 
     def judge(self, wall: float) -> None:
-        """Drop the nodes that have died. Call it every few seconds."""
+        """Drop the nodes that have died, mark those that are in doubt. Call it every few seconds."""
         for name in self.liveness.judge():
             if name in self._nodes:
                 self._refresh_node(name, wall)
@@ -188,9 +195,13 @@ class Roster:
         reading = known.reading
         node, problems = reading.node, [*reading.problems]
         own = name == self._own_name
-        missing = not_ready_reason(node, self.liveness.alive(name), reading.problems)
+        doubtful = self.liveness.doubtful(name)
+        missing = not_ready_reason(node, doubtful or self.liveness.alive(name), reading.problems)
         if missing and missing.field not in dict(problems):
             problems.append(missing)
+        if doubtful and not missing and not own:
+            node = msgspec.structs.replace(node, doubtful=True)
+            problems.append(FieldProblem("last-seen", IN_DOUBT))
         if own or not missing:
             field = "force-endpoint" if node.forced_endpoint else "endpoint"
             node, unresolved = self._resolve(NODE, name, node, field)

@@ -19,7 +19,7 @@ import msgspec
 import tenacity
 
 from kilo.errors import ProtocolError
-from kilo.watcher.client import Api, ApiError, Stream
+from kilo.watcher.client import Api, ApiError, Broken, Garbled, Stream
 from kilo.watcher.objects import (
     NODE,
     PEER,
@@ -49,10 +49,15 @@ LONGEST_PAUSE_MISSING = 8.0
 LONGEST_RETRY_AFTER = 60.0
 HEALTHY = 1.0
 """s; a watch that ended sooner, and brought nothing, counts as a failure, or it would be a busy loop."""
+BELIEVED_AFTER = 5.0
+"""s that one must stand after such a failure, if it brings nothing, until it counts as a sign of life."""
 PATIENCE = 3
 CONFUSED = (400, 404, 504)
-"""Where so many watches in a row fail with such an answer, the version we know may be the reason (as
-after the server's data was restored from a backup), and everything is listed again."""
+"""Where so many watches in a row fail with such an answer, or with one that makes no sense, the version
+we know may be the reason (as after the server's data was restored from a backup, or where what follows
+cannot be read), and everything is listed again."""
+NO_DEFINITION = ((404, "NotFound"), (403, "Forbidden"))
+"""Answers of Kubernetes by which a definition is missing, or must be taken to be."""
 GONE_AFTER = 10.0
 """s; for so long must a resource that was there be missing until its objects count as deleted."""
 
@@ -143,6 +148,8 @@ class Reader(Generic[T]):
         self._since = 0.0
         self._failures = 0
         self._relists = 0
+        self._doubt = False
+        """The last watch ended as soon as it had begun, so that the head of an answer says nothing."""
         self._had_it = False
         self._missing_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"{resource.plural} reader", daemon=True)
@@ -200,7 +207,7 @@ class Reader(Generic[T]):
         items: list[T] = []
         refused: list[MalformedObject] = []
         query = {"limit": str(PAGE)}
-        while True:
+        while not self._stop.is_set():
             try:
                 page = self._page(query, what)
             except ApiError as e:
@@ -212,25 +219,31 @@ class Reader(Generic[T]):
                 raise
             items += page.items
             refused += page.refused
-            if not page.metadata.continue_:
-                break
-            query = {"limit": str(PAGE), "continue": page.metadata.continue_}
-        self._version = page.metadata.resource_version
-        self._had_it, self._missing_since, self._failures = True, None, 0
-        self._emit(Listed(items, refused))
+            following = page.metadata.continue_
+            if not following:
+                self._version = page.metadata.resource_version
+                self._had_it, self._missing_since, self._failures, self._doubt = True, None, 0, False
+                self._emit(Listed(items, refused))
+                return
+            if following == query.get("continue"):
+                raise ApiError(f"cannot {what}: the server gives the same page again and again")
+            query = {"limit": str(PAGE), "continue": following}
 
     def _page(self, query: dict[str, str], what: str) -> DecodedList[Any]:
         try:
             return self._resource.decode_list(self._api.get(self._resource.path, query, what))
         except ProtocolError as e:
-            raise ApiError(f"cannot {what}: the answer is not a list: {e}") from e
+            raise ApiError(f"cannot {what}: the answer is not one: {e}") from e
 
     def _missing(self, error: ApiError) -> ApiError:
-        """What a 404 means: the resource is not defined, or it is and is not served yet."""
+        """What a 404 means: the resource is not defined, or it is and is not served yet.
+
+        Only Kubernetes itself can say that it is not: a proxy without a server behind it says 404, too.
+        """
         try:
             self._api.get(self._resource.definition, {}, f"read the definition of {self._resource.plural}")
         except ApiError as e:
-            if e.status not in (403, 404):
+            if (e.status, e.reason) not in NO_DEFINITION:
                 return e
         else:
             return error
@@ -262,15 +275,18 @@ class Reader(Generic[T]):
                 raise ApiError(f"cannot watch {self._resource.plural}: the server ends every watch at once")
             self._failures = self._relists = 0
         except ApiError as e:
-            if self._held(before):
+            garbled = isinstance(e, Garbled)
+            if self._held(before) and not garbled:
                 self._failures = self._relists = 0
-                if not e.status:  # connections break; whether the API is away, the next one shows
+                if isinstance(e, Broken):  # whether the API is away, the next one shows
                     self._stop.wait(random.uniform(0, 2 * FIRST_PAUSE))  # noqa: S311
                     return
+            self._doubt = self._since < float("inf")
             if e.status == 410 or (e.status == 404 and self._resource.definition):
                 raise _Expired from e
             self._failures += 1
-            if self._failures >= PATIENCE and e.status in CONFUSED:
+            patience = PATIENCE << min(self._relists, 4)  # more, where listing again did not help
+            if self._failures >= patience and (garbled or e.status in CONFUSED):
                 raise _Expired from e
             raise
 
@@ -283,15 +299,28 @@ class Reader(Generic[T]):
         stream = self._api.stream(self._resource.path, query, what, silence)
         self._since = time.monotonic()
         self._stream = stream
+        belief = threading.Timer(BELIEVED_AFTER, self._believe, (stream,))
+        belief.daemon = True
         try:
-            self._emit(Changed([]))
+            if self._doubt:
+                belief.start()
+            else:
+                self._emit(Changed([]))
             for lines in stream.batches():
                 if self._stop.is_set():
                     return
                 self._take(lines, what)
+                self._doubt = False
         finally:
+            belief.cancel()
             self._stream = None
             stream.close()
+
+    def _believe(self, stream: Stream) -> None:
+        """The watch stands: where nothing happens, that is the sign of life."""
+        if self._doubt and self._stream is stream:
+            self._doubt = False
+            self._emit(Changed([]))
 
     def _take(self, lines: list[bytes], what: str) -> None:
         """Hand over what some lines say, also what comes before one that ends the watch."""
@@ -300,8 +329,11 @@ class Reader(Generic[T]):
             for line in lines:
                 if line:
                     items += self._event(line, what)
-        finally:
-            self._emit(Changed(items))
+        except ApiError:
+            if items:
+                self._emit(Changed(items))
+            raise
+        self._emit(Changed(items))
 
     def _event(self, line: bytes, what: str) -> list[T | MalformedObject | str]:
         """What one line of a watch says. Raises ApiError for one that ends it."""
@@ -323,7 +355,7 @@ class Reader(Generic[T]):
                 status = decode_status(event.object)
                 raise ApiError(f"cannot {what}: {status.code}: {status.message}", status.code)
         except ProtocolError as e:
-            raise ApiError(f"cannot {what}: {e}") from e
+            raise Garbled(f"cannot {what}: {e}") from e
         try:
             self._resource.decode(event.object)
         except MalformedObject as e:

@@ -20,6 +20,7 @@ from kilo.watcher.objects import NodeObject, PeerEndpoint, PeerObject
 from kilo.watcher.syntax import discovered_endpoints, endpoint, integer, is_dns_name, whole_seconds
 
 PREFIX = "kilo.squat.ai/"
+CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
 CHECKED_IN_WITHIN = 60
 """Seconds; a node whose last-seen is that old, or older, takes no part in the mesh of a Go agent."""
 
@@ -185,6 +186,7 @@ def node_from(obj: NodeObject, topology_label: str) -> NodeReading:
         discovered_endpoints=read.discovered(),
         allowed_location_ips=read.interfaces("allowed-location-ips"),
         granularity=read.granularity(),
+        control_plane=any(label in obj.labels for label in CONTROL_PLANE),
     )
     last_seen = read.integer("last-seen")
     if any(problem.field == "last-seen" for problem in read.problems):

@@ -7,9 +7,12 @@ the loop, where everything below runs. May not touch the kernel, and never sees 
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 from kilo.bus import ANNOUNCE, CLUSTER, PROBLEMS, Change
-from kilo.model.node import Announcement, Problem
+from kilo.errors import ProtocolError
+from kilo.model.net import parse_ip
+from kilo.model.node import Announcement, ApiServer, Problem
 from kilo.watcher.announcer import Announcer, Overwritten, Patched, PatchFailed, Report
 from kilo.watcher.client import Api
 from kilo.watcher.liveness import READING, WRITING
@@ -38,6 +41,10 @@ NOT_DEFINED = (
     "there is no CustomResourceDefinition peers.kilo.squat.ai: going on without Peers until there is"
 )
 ANNOUNCE_KEY = "announce"
+CHECK_IN_WITHIN = 45.0
+"""s without a check-in, of which there is one every 30 s, until that is said whatever the reason."""
+UNREACHABLE_AFTER = 10.0
+"""s that the API must be away until the others are told: a watch that is made anew is no outage."""
 
 
 class WatcherWorker:
@@ -56,7 +63,9 @@ class WatcherWorker:
         tables = (self._cluster, self._problems)
         self._roster = Roster(self._name, config.topology_label, tables, self._resolver, self._on_problem)
         self._liveness = self._roster.liveness
-        self._api = Api(config.kubeconfig, config.master)
+        self._api = Api(
+            config.kubeconfig, config.master, lambda why: loop.post(lambda: self._on_credentials(why))
+        )
         self._announcer = Announcer(self._api, self._name, lambda r: loop.post(lambda: self._on_report(r)))
         self._nodes = Reader(self._api, NODES, lambda e: loop.post(lambda: self._on_nodes(e)))
         self._peers = Reader(self._api, PEERS, lambda e: loop.post(lambda: self._on_peers(e)))
@@ -67,6 +76,8 @@ class WatcherWorker:
         self._no_definition = False
         self._own_version = ""
         self._echo: tuple[str, float] | None = None
+        self._away_since: float | None = None
+        self._checked_in = 0.0
 
     def start(self) -> None:
         self._report.info["server"] = self._api.server
@@ -89,6 +100,7 @@ class WatcherWorker:
             self._log.warn("the node's annotations were not removed", reason=failure)
         elif remove:
             self._log.info("the node's annotations are removed")
+        self._api.close()
 
     # From the readers.
 
@@ -110,7 +122,6 @@ class WatcherWorker:
                 present = {i.metadata.name for i in items} | {r.name for r in refused}
                 for name in self._roster.gone(NODE, present):
                     self._on_node(name, now, wall)
-                self._liveness.listed()
                 self._check_own_node()
                 self._reading("nodes", "watching", True)
             case Failed():
@@ -128,8 +139,7 @@ class WatcherWorker:
                 self._report.mend("node")
             return self._roster.set_node(item, now, wall)
         if isinstance(item, MalformedObject):
-            self._report.count("object")
-            self._roster.refuse(NODE, item, wall)
+            self._refuse(NODE, item, wall)
         else:
             self._roster.remove(NODE, item)
             if item == self._name:
@@ -171,10 +181,15 @@ class WatcherWorker:
         if isinstance(item, PeerObject):
             self._roster.set_peer(item, wall)
         elif isinstance(item, MalformedObject):
-            self._report.count("object")
-            self._roster.refuse(PEER, item, wall)
+            self._refuse(PEER, item, wall)
         else:
             self._roster.remove(PEER, item)
+
+    def _refuse(self, kind: str, item: MalformedObject, wall: float) -> None:
+        self._report.count("object")
+        if not item.name:  # so there is nothing that a problem could be kept under
+            self._log.warn("an object without a name is left out", kind=kind, reason=str(item))
+        self._roster.refuse(kind, item, wall)
 
     def _only_peers(self, present: set[str]) -> None:
         for name in self._roster.gone(PEER, present):
@@ -205,12 +220,14 @@ class WatcherWorker:
 
     def _on_announce(self, change: Change[Announcement]) -> None:
         if announcement := change.upserts.get(ANNOUNCE_KEY):
+            self._checked_in = self._checked_in or time.monotonic()
             self._announcer.announce(announcement)
 
     def _on_report(self, report: Report) -> None:
         now = time.monotonic()
         match report:
             case Patched(version):
+                self._checked_in = now
                 self._liveness.wrote(now)
                 self._report.mend("check-in")
                 if version != self._own_version:
@@ -224,6 +241,13 @@ class WatcherWorker:
             case Overwritten(names):
                 message = f"somebody else keeps overwriting {', '.join(names)} of our node: a second agent?"
                 self._report.fail("annotations", message, "overwritten")
+
+    def _on_credentials(self, failure: str) -> None:
+        if failure:
+            self._report.fail("credentials", failure, "credentials")
+        else:
+            self._report.mend("credentials")
+            self._report.info["server"] = self._api.server
 
     def _on_resolved(self, name: str) -> None:
         if name in self._resolver.failures:
@@ -241,6 +265,10 @@ class WatcherWorker:
     # From time.
 
     def _judge(self) -> None:
+        now = time.monotonic()
+        self._away_since = (self._away_since or now) if self._liveness.away else None
+        if self._checked_in and now - self._checked_in > CHECK_IN_WITHIN:
+            self._miss_check_in()
         self._roster.judge(time.time())
         self._flush_soon()
         if self._echo and time.monotonic() - self._echo[1] > ECHO_WITHIN:
@@ -249,6 +277,16 @@ class WatcherWorker:
             self._report.count("api")
             self._liveness.lost(READING)
             self._nodes.reconnect()
+
+    def _miss_check_in(self) -> None:
+        """Say so where the thread that checks in does not: it may hang in a request, or be dead."""
+        if "check-in" in self._report.failing:
+            return
+        credentials = self._report.failing.get("credentials")
+        why = "the request does not come back" if self._announcer.running else "the thread that makes it died"
+        if credentials is not None:
+            why = f"credentials: {credentials.message}"
+        self._report.fail("check-in", f"no check-in for more than {CHECK_IN_WITHIN:g} s: {why}", "checkin")
 
     # To the bus.
 
@@ -269,9 +307,20 @@ class WatcherWorker:
         if self._report.phase == "starting" and self._resolver.pending and now < self._hold_until:
             self._context.loop.call_later(self._hold_until - now, self._flush_soon)
             return
+        self._cluster.put(ApiServer.KEY, self._api_server(now))
         self._cluster.flush()
         self._tell()
         self._report.ready()
+
+    def _api_server(self, now: float) -> ApiServer:
+        host = urlsplit(self._api.server).hostname or ""
+        addresses: tuple[str, ...]
+        try:
+            addresses = (str(parse_ip(host)),)
+        except ProtocolError:
+            addresses = self._resolver.pin(host)
+        away = self._away_since
+        return ApiServer(addresses, away is None or now - away < UNREACHABLE_AFTER)
 
     def _tell(self) -> None:
         self._report.info["api"] = ", ".join(f"{k}: {v}" for k, v in self._states.items())

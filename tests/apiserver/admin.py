@@ -70,7 +70,12 @@ class Admin:
                 self._connection.request(method, path, data, headers)
                 response = self._connection.getresponse()
                 break
-            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            except (
+                http.client.RemoteDisconnected,
+                ConnectionResetError,
+                BrokenPipeError,
+                ssl.SSLEOFError,
+            ):
                 self._connection.close()
                 if not again:
                     raise

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from tests.lab.dataplane import Snapshot, WireGuardPeer, snapshot, wireguard_peers
+from tests.lab import dataplane
+from tests.lab.dataplane import WireGuardPeer, snapshot, wireguard_peers
 from tests.lab.host import Host
 from tests.lab.mesh import Member, Mesh
 
@@ -44,8 +44,7 @@ def allowed_by_key(host: Host) -> dict[str, frozenset[str]]:
 
 def peer_for(member: Member, network: str) -> WireGuardPeer | None:
     """The peer of the host that has ``network`` among its allowed IPs."""
-    found = wireguard_peers(member.host).values()
-    return next((peer for peer in found if network in peer.allowed_ips), None)
+    return dataplane.peer_for(member.host, network)
 
 
 def all_know(mesh: Mesh, network: str) -> bool:
@@ -55,10 +54,7 @@ def all_know(mesh: Mesh, network: str) -> bool:
 
 def configuration(member: Member) -> dict[str, list[str]]:
     """Routes, rules, addresses and firewall of a host as sorted lines, without what traffic changes."""
-    taken: Snapshot = snapshot(member.host)
-    parts = ("links", "routes", "rules", "firewall", "sets", "nftables")
-    counters = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+")
-    return {part: sorted(counters.sub("", line) for line in taken.parts[part].splitlines()) for part in parts}
+    return dataplane.configuration(member.host)
 
 
 def left_over(member: Member, parts: Sequence[str]) -> dict[str, list[str]]:

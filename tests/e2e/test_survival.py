@@ -22,6 +22,7 @@ OUTAGE_SECONDS = 150
 """Longer than the two minutes after which any timer of minutes would have struck."""
 NEWS_SECONDS = 60
 """How long after an outage news may take: connections that hang must be found out first."""
+THIEF = "dGhpcyBwZWVyIGlzIG5vdCB0aGVyZSBhbmQgbGllcyE="
 KEY = "Zm9yIHRlc3RzIG9ubHksIGJvcm4gaW4gb3V0YWdlISE="
 
 
@@ -83,7 +84,10 @@ def api_out_of_reach(mesh: Mesh) -> Iterator[None]:
 
 @pytest.mark.timeout(OUTAGE_SECONDS + NEWS_SECONDS + 60)
 def test_the_api_goes_away(mesh: Mesh) -> None:
-    """Nothing is lost meanwhile, not even when a watcher restarts into the outage; then news arrives."""
+    """Nothing is lost meanwhile, not even when a watcher restarts into the outage; then news arrives.
+
+    Those who start at its very end find everybody's last-seen too old, and drop nobody for that.
+    """
     peers = {m.name: allowed_by_key(m.host) for m in mesh}
     networks = {m.name: set(routes(m.host)) for m in mesh}
     pairs = [(mesh["ada"], mesh["cleo"]), (mesh["dan"], mesh["ada"]), (mesh["cleo"], mesh["bob"])]
@@ -97,10 +101,33 @@ def test_the_api_goes_away(mesh: Mesh) -> None:
                 assert {m.name: allowed_by_key(m.host) for m in mesh} == peers
                 assert all(networks[m.name] <= routes(m.host).keys() for m in mesh)
                 time.sleep(2)
+            killed = mesh["ada"].agent.kill_worker("watcher")
+            mesh["cleo"].agent.kill_all()
+        mesh["cleo"].agent.start()
+        mesh["ada"].agent.await_worker("watcher", other_than=killed)
         took = wait_until(
             lambda: all_know(mesh, "10.5.0.4/32"), NEWS_SECONDS, "what changed in the outage has arrived"
         )
         print(f"the change arrived everywhere {took:.1f} s after the outage")
         time.sleep(5)
+    assert all(networks[m.name] <= routes(m.host).keys() for m in mesh)
     after = {m.name: {k: v for k, v in allowed_by_key(m.host).items() if k != KEY} for m in mesh}
     assert after == peers
+
+
+def test_nobody_moves_the_way_to_the_api_or_to_another_into_the_tunnel(mesh: Mesh) -> None:
+    """A Peer that never was there claims both; its end is heard of, since the API is still in reach."""
+    dan = mesh["dan"]
+    endpoint = mesh.cluster.annotations("dan")["endpoint"].rpartition(":")[0]
+    claims = [f"{API_ADDRESS}/32", f"{endpoint}/32", "10.5.0.9/32"]
+    others = [m for m in mesh if m is not dan]
+    with no_ping_lost((mesh["ada"], dan), (dan, mesh["cleo"])):
+        mesh.cluster.create_peer("thief", publicKey=THIEF, allowedIPs=claims, persistentKeepalive=0)
+        wait_until(lambda: all("10.5.0.9/32" in routes(m.host) for m in mesh), 20, "the Peer is known")
+        time.sleep(12)
+        for member in others:
+            assert not {f"{API_ADDRESS}/32", f"{endpoint}/32"} & routes(member.host).keys()
+            assert "does not answer" in member.agent.status()
+        mesh.cluster.delete_peer("thief")
+        wait_until(lambda: not any("10.5.0.9/32" in routes(m.host) for m in mesh), 20, "and it is forgotten")
+    assert all("does not answer" not in m.agent.status() for m in mesh)

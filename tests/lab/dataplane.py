@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import socket
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
@@ -88,6 +89,12 @@ def wireguard_peers(host: Host, interface: str = "kilo0") -> dict[str, WireGuard
         return parse_dump(host.run("wg", "show", interface, "dump", check=False))
 
 
+def peer_for(host: Host, network: str) -> WireGuardPeer | None:
+    """The peer of the host that has ``network`` among its allowed IPs."""
+    found = wireguard_peers(host).values()
+    return next((peer for peer in found if network in peer.allowed_ips), None)
+
+
 def routes(host: Host) -> dict[str, str]:
     """The IPv4 routes of the main table, destination to device. One file is read, nothing started."""
     found = {}
@@ -150,3 +157,11 @@ def snapshot(host: Host) -> Snapshot:
         else:
             parts[name] += line + "\n"
     return Snapshot(parts)
+
+
+def configuration(host: Host) -> dict[str, list[str]]:
+    """Routes, rules, addresses and firewall of a host as sorted lines, without what traffic changes."""
+    taken = snapshot(host)
+    parts = ("links", "routes", "rules", "firewall", "sets", "nftables")
+    counters = re.compile(r"\[\d+:\d+\]|packets \d+ bytes \d+")
+    return {part: sorted(counters.sub("", line) for line in taken.parts[part].splitlines()) for part in parts}

@@ -151,9 +151,13 @@ class Pinger:
             if sent < limit and number not in self._answered
         ]
 
+    def end(self) -> None:
+        """Send no more; ``stop`` is still due."""
+        self._stop.set()
+
     def stop(self, grace: float = 1.0) -> list[Loss]:
         """Send no more, wait ``grace`` seconds for answers on the way, and return all losses."""
-        self._stop.set()
+        self.end()
         self._thread.join()
         deadline = time.monotonic() + grace
         while len(self._answered) < len(self._sent) and (left := deadline - time.monotonic()) > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -100,6 +101,9 @@ def test_listen(text: str, value: tuple[str, int]) -> None:
         ("port", "１"),
         ("resync-period", "30"),
         ("resync-period", "0s"),
+        ("run-dir", "run"),
+        ("run-dir", "/" + 75 * "x"),
+        ("run-dir", "/" + 38 * "ä"),
         ("service-cidr", "10.0.0.0/33"),
         ("subnet", "10.4.0.0/16,10.5.0.0/16"),
         ("subnet", "ten"),
@@ -123,22 +127,37 @@ def test_a_value_that_is_not_allowed_is_named(flag: str, text: str) -> None:
     "arguments", [["--bogus"], ["--port"], ["--port=0"], ["frobnicate"], ["cni", "extra"]]
 )
 def test_the_program_ends_with_one_line_and_status_2(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "kilo", *arguments], capture_output=True, text=True, timeout=30, check=False
-    )
+    done = kg(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("kg: ")
 
 
+@pytest.mark.parametrize("words", [[], ["netctl"], ["watcher"], ["status"], ["tail"], ["restart", "cni"]])
+def test_a_run_dir_that_no_socket_fits_in_is_refused_by_every_command(words: list[str]) -> None:
+    done = kg(*words, "--run-dir=/tmp/" + 200 * "x")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "--run-dir: " in done.stderr and "at most 75 bytes" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["netctl"], ["mesh"]])
+@pytest.mark.parametrize("place", ["/proc/nothing/here", "FILE/below"])
+def test_a_run_dir_that_cannot_be_made_is_told(words: list[str], place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    run_dir = place.replace("FILE", str(tmp_path / "file"))
+    done = kg(*words, "--master=http://127.0.0.1:9", f"--run-dir={run_dir}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert run_dir in done.stderr
+
+
+def kg(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kilo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
 def test_version_and_help() -> None:
     for arguments in (["version"], ["--version"], ["-version=true"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "kilo", *arguments], capture_output=True, text=True, timeout=30, check=True
-        )
-        assert done.stdout.strip() == "0.1.0"
-    done = subprocess.run(
-        [sys.executable, "-m", "kilo", "--help"], capture_output=True, text=True, timeout=30, check=True
-    )
-    assert all(f"--{flag.name} " in done.stdout for flag in FLAGS)
+        assert kg(*arguments).stdout.strip() == "0.1.0"
+    told = kg("--help").stdout
+    assert all(f"--{flag.name} " in told for flag in FLAGS)

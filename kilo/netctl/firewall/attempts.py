@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kilo.errors import KiloError
+from kilo.errors import KiloError, TemporaryError
 from kilo.netctl.reconcile import Backoff, Outcome
+
+_MORE_TRIES = 2
+
+
+class Busy(TemporaryError):
+    """Somebody else has to finish something first: it is no failure, and no longer wait is called for."""
 
 
 class Attempts:
@@ -19,12 +25,18 @@ class Attempts:
         self._clock = clock
         self._backoff: Backoff[str] = Backoff()
         self._failing: set[str] = set()
+        self._waiting: set[str] = set()
         self._seen: set[str] = set()
         self._outcomes: list[Outcome] = []
 
     @property
     def failing(self) -> bool:
         return bool(self._failing)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something waits for somebody else."""
+        return bool(self._waiting)
 
     def begin(self) -> None:
         self._seen.clear()
@@ -40,6 +52,10 @@ class Attempts:
         elif self.due(key):
             try:
                 change()
+            except Busy as e:
+                self._waiting.add(key)
+                self._failing.add(key)
+                self._outcomes.append(Outcome(key, _told(key, str(e)), repair, waits=True))
             except KiloError as e:
                 self.failed(key, str(e), repair)
             else:
@@ -59,12 +75,14 @@ class Attempts:
         """``key`` was changed."""
         self._backoff.worked(key)
         self._failing.discard(key)
+        self._waiting.discard(key)
         self._outcomes.append(Outcome(key, "", repair))
 
     def failed(self, key: str, reason: str, repair: bool) -> None:
         """``key`` could not be changed."""
         self._backoff.failed(key, self._clock())
         self._failing.add(key)
+        self._waiting.discard(key)
         self._outcomes.append(Outcome(key, _told(key, reason), repair))
 
     def fails(self, key: str) -> bool:
@@ -88,8 +106,22 @@ class Attempts:
     def _worked(self, key: str) -> None:
         if key in self._failing:
             self._failing.discard(key)
+            self._waiting.discard(key)
             self._backoff.worked(key)
             self._outcomes.append(Outcome(key))
+
+
+def persistently(change: Callable[[], list[Outcome]]) -> list[Outcome]:
+    """The outcomes of ``change``, which is called again where something did not work.
+
+    For the end, after which nobody comes back: another program may just have changed what was read.
+    """
+    outcomes = change()
+    for _ in range(_MORE_TRIES):
+        if not any(outcome.error for outcome in outcomes):
+            break
+        outcomes = change()
+    return outcomes
 
 
 def _told(key: str, reason: str) -> str:

@@ -41,11 +41,13 @@ def member_of(network: str) -> tuple[int, bytes]:
 class Desired:
     """The rules and sets that the plan asks for; ``policy`` None asks for none at all.
 
+    ``devices``: the names of the interfaces whose traffic is to be told what fits through them.
     ``moved`` holds what the plan changed since the kernel last matched: a set, or "policy".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: tuple[str, ...] = ()) -> None:
         self.policy: Firewall | None = None
+        self.devices = devices
         self.moved: set[SetId | str] = {"policy"}
         self._known: set[tuple[str, str]] = set()
         self._sets: dict[SetId, Members] = {(k, v): Members() for k in FILL_ORDER for v in (4, 6)}
@@ -73,23 +75,35 @@ class Desired:
             self.policy = policy
             self.moved.add("policy")
 
-    def add(self, kind: FirewallSet, network: str) -> None:
-        """Networks that differ in their host bits alone are one member. Raises ProtocolError."""
+    def use(self, devices: tuple[str, ...]) -> None:
+        if devices != self.devices:
+            self.devices = devices
+            self.moved.add("policy")
+
+    def add(self, kind: FirewallSet, network: str) -> bytes:
+        """The member that came, b"" if it was there: those that differ in host bits alone are one.
+
+        Raises ProtocolError.
+        """
         if (kind, network) in self._known:
-            return
+            return b""
         version, member = member_of(network)
         self._known.add((kind, network))
-        if self._sets[kind, version].add(member):
-            self.moved.add((kind, version))
+        if not self._sets[kind, version].add(member):
+            return b""
+        self.moved.add((kind, version))
+        return member
 
-    def remove(self, kind: FirewallSet, network: str) -> None:
-        """What was not added is ignored."""
+    def remove(self, kind: FirewallSet, network: str) -> bytes:
+        """The member that went, or b"". What was not added is ignored."""
         if (kind, network) not in self._known:
-            return
+            return b""
         version, member = member_of(network)
         self._known.remove((kind, network))
-        if self._sets[kind, version].remove(member):
-            self.moved.add((kind, version))
+        if not self._sets[kind, version].remove(member):
+            return b""
+        self.moved.add((kind, version))
+        return member
 
     def kinds(self) -> tuple[FirewallSet, ...]:
         """The sets that the policy's rules look into, in the order in which they are filled."""
@@ -144,8 +158,11 @@ class Backend(Protocol):
     def prune(self, desired: Desired) -> list[Outcome]:
         """Remove members and sets that are no longer wanted."""
 
-    def clean_up(self) -> list[Outcome]:
-        """Read, then remove all that is ours."""
+    def clean_up(self, patience: float = 0.0) -> list[Outcome]:
+        """Read, then remove all that is ours.
+
+        ``patience``: seconds that may pass in waiting for others, as for a lock.
+        """
 
     def settled(self) -> bool:
         """Whether the kernel matches as far as is known: there is nothing to do if the plan stands."""

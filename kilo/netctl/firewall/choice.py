@@ -126,7 +126,7 @@ def _what_lacks(netlink: NftSocket) -> str:
     if _has_table(netlink, TABLE):
         return ""
     policy = Firewall(ipip_guard=True, forward=False)
-    wanted = own_table(4, policy)
+    wanted = own_table(4, policy, ("kilo0",))
     member = Look(outermost([member_of("10.0.0.0/8")[1]]))
     works = put_right(4, Found(), wanted, dict.fromkeys(wanted.sets, member))
     refused = netlink.rehearse([request for work in works for request in work.requests])

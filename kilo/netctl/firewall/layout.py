@@ -38,6 +38,13 @@ _SET = struct.Struct("@HBB4x40x")
 
 MASQUERADE = {4: struct.pack("@I20x", 1), 6: bytes(40)}
 """Data of a MASQUERADE target that leaves address and ports to the kernel."""
+CLAMP_TO_PATH = struct.pack("@H6x", 0xFFFF)
+"""Data of a TCPMSS target that takes the size from the route, and that of the route back."""
+
+_NO_DEVICES = (b"",) * 4
+_TCP = struct.Struct("@4H4B4x")
+_ALL_PORTS = (0, 0xFFFF) * 2
+_SYN, _RST = 0x02, 0x04
 
 
 class Match(NamedTuple):
@@ -80,6 +87,7 @@ class Family:
     revision_option: int
     entry: struct.Struct
     ip: struct.Struct
+    """Addresses, names of devices and their masks, the protocol, flags."""
     protocol_flags: int
     names_file: str
 
@@ -97,7 +105,7 @@ FAMILIES = {
         level=0,
         revision_option=66,
         entry=struct.Struct("@84sIHHIQQ"),
-        ip=struct.Struct("@4s4s4s4s64xHBB"),
+        ip=struct.Struct("@4s4s4s4s16s16s16s16sHBB"),
         protocol_flags=0,
         names_file="ip_tables_names",
     ),
@@ -108,7 +116,7 @@ FAMILIES = {
         level=41,
         revision_option=68,
         entry=struct.Struct("@136sIHHIQQ"),
-        ip=struct.Struct("@16s16s16s16s64xHxBB3x"),
+        ip=struct.Struct("@16s16s16s16s16s16s16s16sHxBB3x"),
         protocol_flags=1,
         names_file="ip6_tables_names",
     ),
@@ -254,7 +262,21 @@ def addresses(family: Family, side: Literal["src", "dst"], member: bytes, protoc
         network, mask = member[:-1], ((1 << size * 8) - (1 << size * 8 - bits)).to_bytes(size)
     none = bytes(size)
     pair = (network, none, mask, none) if side == "src" else (none, network, none, mask)
-    return family.ip.pack(*pair, protocol, family.protocol_flags if protocol else 0, 0)
+    return family.ip.pack(*pair, *_NO_DEVICES, protocol, family.protocol_flags if protocol else 0, 0)
+
+
+def passing(family: Family, way: Literal["in", "out"], device: str, protocol: int) -> bytes:
+    """The part of a rule that compares the device by which the packet came, or goes, and the protocol."""
+    anywhere = (bytes(family.address_bytes),) * 4
+    name = device.encode() + b"\0"
+    mask = b"\xff" * len(name)
+    devices = (name, b"", mask, b"") if way == "in" else (b"", name, b"", mask)
+    return family.ip.pack(*anywhere, *devices, protocol, family.protocol_flags, 0)
+
+
+def syn_match() -> Match:
+    """The packet is TCP's first or second of a connection."""
+    return Match("tcp", 0, _TCP.pack(*_ALL_PORTS, 0, _SYN | _RST, _SYN, 0))
 
 
 def set_match(index: int, side: Literal["src", "dst"]) -> Match:

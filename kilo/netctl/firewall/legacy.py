@@ -18,11 +18,12 @@ from kilo.errors import KiloError
 from kilo.log import Logger
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall import xtables
-from kilo.netctl.firewall.attempts import Attempts
-from kilo.netctl.firewall.backend import Desired, Readers, SetId
+from kilo.netctl.firewall.attempts import Attempts, persistently
+from kilo.netctl.firewall.backend import FILL_ORDER, Desired, Readers, SetId
 from kilo.netctl.firewall.ipset import Ipset, in_kernel, name_of
 from kilo.netctl.firewall.layout import SET_REVISION
-from kilo.netctl.firewall.rules import FILTER, NAT, TABLES, Selector, by_address, by_set, layout_of
+from kilo.netctl.firewall.lock import WAIT
+from kilo.netctl.firewall.rules import FILTER, MANGLE, NAT, TABLES, Selector, by_address, by_set, layout_of
 from kilo.netctl.firewall.sets import Sets
 from kilo.netctl.firewall.tables import Tables
 from kilo.netctl.reconcile import Outcome
@@ -30,12 +31,16 @@ from kilo.netctl.reconcile import Outcome
 _SETS_OF: dict[str, tuple[FirewallSet, ...]] = {
     NAT: ("no_masquerade_to", "masquerade_to", "masquerade_from"),
     FILTER: ("ipip_accept_from", "forward_accept_from", "forward_accept_to"),
+    MANGLE: (),
 }
 _MATTERS_WITH: dict[str, tuple[FirewallSet, ...]] = {
     NAT: ("masquerade_to", "masquerade_from"),
     FILTER: _SETS_OF[FILTER],
+    MANGLE: FILL_ORDER,
 }
 """With no member in any of these, a table's rules do nothing to the traffic of the mesh."""
+KNOCK = 0.1
+"""Seconds between two looks at the lock that somebody else holds."""
 
 
 def _has_set_match() -> bool:
@@ -58,16 +63,20 @@ class LegacyBackend:
         self._sets = Sets(log, new_ipset, has_match=None if remover else _has_set_match)
         self._tables = Tables(log)
         self._to_do = {"apply", "prune"}
+        self._readers: Readers | None = None
+        self._on_free: Callable[[], None] = lambda: None
+        self._knocking = False
 
     @property
     def told(self) -> str:
         return "legacy" if self._sets.usable else "legacy, without ipset"
 
     def watch(self, readers: Readers, on_drift: Callable[[], None]) -> None:
-        """A legacy table, or an ipset, tells nobody that it has changed."""
+        """A legacy table, or an ipset, tells nobody that it has changed; a lock, that it is free."""
+        self._readers, self._on_free = readers, on_drift
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        self._readers = None
 
     def settled(self) -> bool:
         return not self._to_do and not self._attempts.failing
@@ -79,6 +88,28 @@ class LegacyBackend:
         self._tables.load(self._versions)
 
     def apply(self, desired: Desired) -> list[Outcome]:
+        self._tables.lock.allow(WAIT)
+        outcomes = self._apply(desired)
+        if self._attempts.waiting:
+            self._knock_later()
+        return outcomes
+
+    def _knock_later(self) -> None:
+        if self._readers is not None and not self._knocking:
+            self._knocking = True
+            self._readers.call_later(KNOCK, self._knock)
+
+    def _knock(self) -> None:
+        """Nobody waits in a queue for the lock: it is tried, and got as soon as it is free."""
+        self._knocking = False
+        if self._readers is None or not self._attempts.waiting:
+            return
+        if self._tables.lock.is_free():
+            self._on_free()
+        else:
+            self._knock_later()
+
+    def _apply(self, desired: Desired) -> list[Outcome]:
         self._attempts.begin()
         if self._sets.usable:
             for set_id in self._set_ids(desired):
@@ -101,14 +132,18 @@ class LegacyBackend:
         self._to_do.discard("prune")
         return self._attempts.take()
 
-    def clean_up(self) -> list[Outcome]:
+    def clean_up(self, patience: float = 0.0) -> list[Outcome]:
+        self._tables.lock.allow(max(patience, WAIT))
+        return persistently(self._remove_all)
+
+    def _remove_all(self) -> list[Outcome]:
         nothing = Desired()
         self._attempts.reset()
         try:
             self.load()
         except KiloError as e:
             return [Outcome("firewall", f"firewall: {e}")]
-        return self.apply(nothing) + self.prune(nothing)
+        return self._apply(nothing) + self.prune(nothing)
 
     def _set_ids(self, desired: Desired) -> list[SetId]:
         return [(kind, version) for kind in desired.kinds() for version in self._versions]
@@ -152,7 +187,8 @@ class LegacyBackend:
         if not all(self._holds((kind, version), desired) for kind in kinds):
             self._attempts.hold(key)
             return
-        layout = layout_of(table, version, desired.policy, self._selector(version, kinds, desired))
+        select = self._selector(version, kinds, desired)
+        layout = layout_of(table, version, desired.policy, desired.devices, select)
         matters = version == 4 or any(desired.members((kind, version)) for kind in _MATTERS_WITH[table])
         self._attempts.make(
             key,

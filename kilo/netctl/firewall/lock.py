@@ -15,10 +15,11 @@ from collections.abc import Iterator
 
 from kilo.errors import TemporaryError
 from kilo.log import Logger
+from kilo.netctl.firewall.attempts import Busy
 
 DEFAULT_PATH = "/run/xtables.lock"
-WAIT = 0.5
-"""Seconds. The worker's loop stands still meanwhile; it tries again a second later."""
+WAIT = 0.05
+"""Seconds that a pass waits in all: the worker's loop stands still meanwhile."""
 _POLL = 0.01
 _OUT_OF_REACH = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
@@ -31,10 +32,24 @@ class XtablesLock:
     def __init__(self, log: Logger) -> None:
         self._log = log
         self._warned = False
+        self._until = 0.0
+
+    def allow(self, seconds: float) -> None:
+        """All waiting from now on may take so long."""
+        self._until = time.monotonic() + seconds
+
+    def is_free(self) -> bool:
+        """Whether nobody else holds the lock now."""
+        self.allow(0.0)
+        try:
+            with self.held():
+                return True
+        except TemporaryError:
+            return False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Raises TemporaryError if somebody else holds the lock for longer than WAIT."""
+        """Raises Busy if somebody else holds the lock for longer than is allowed, or TemporaryError."""
         path = os.environ.get("XTABLES_LOCKFILE") or DEFAULT_PATH
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -55,13 +70,12 @@ class XtablesLock:
             os.close(fd)
 
     def _wait(self, fd: int, path: str) -> None:
-        until = time.monotonic() + WAIT
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as e:
-                if time.monotonic() >= until:
-                    raise TemporaryError(f"another program has held {path} for {WAIT} s") from e
+                if time.monotonic() >= self._until:
+                    raise Busy(f"another program holds {path}") from e
                 time.sleep(_POLL)
             else:
                 return

@@ -1,9 +1,10 @@
 """The firewall by nf_tables: a table of our own for each IP version, and rules where others may drop.
 
-All that differs in one IP version is done in one transaction, in which the rules of the Go agent
-leave as ours come. If the kernel refuses what concerns a table of the host's, our own table is done
-without it; if it refuses our own, the host's stay as they are too. Before the transaction the ipsets
-are filled into which our rules in the host's chains look; nft_layout says why there are any.
+What differs in our own table of one IP version is done in one transaction. A second one puts the
+host's tables right, in which the Go agent's rules leave as ours come. It waits until the first is
+done: for a moment after a transaction some packets still miss what is new, and not what is gone.
+Before it the ipsets are filled into which our rules in the host's chains look; nft_layout says why
+there are any.
 Works for the network namespace of the thread that it is first called on. Called by
 kilo.netctl.firewall.selected.
 """
@@ -21,7 +22,7 @@ from kilo.errors import KiloError, TemporaryError
 from kilo.log import Logger
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall import xtables
-from kilo.netctl.firewall.attempts import Attempts
+from kilo.netctl.firewall.attempts import Attempts, persistently
 from kilo.netctl.firewall.backend import Desired, Readers, SetId
 from kilo.netctl.firewall.ipset import Ipset
 from kilo.netctl.firewall.layout import SET_REVISION
@@ -39,13 +40,22 @@ from kilo.netctl.firewall.nft_edits import (
 )
 from kilo.netctl.firewall.nft_events import FIGHT, NftEvents
 from kilo.netctl.firewall.nft_ipsets import HostSets
-from kilo.netctl.firewall.nft_layout import HOST_SETS, HostRules, host_rules, own_table, wanted_in_host
+from kilo.netctl.firewall.nft_layout import (
+    HOST_SETS,
+    HostRules,
+    OwnTable,
+    host_rules,
+    own_table,
+    wanted_in_host,
+)
 from kilo.netctl.firewall.nft_socket import ABSENT, NftSocket, Refused, is_absence
 from kilo.netctl.firewall.nft_state import Found, HostChain, read
 from kilo.netctl.reconcile import Outcome
 
 _MATTERS: tuple[FirewallSet, ...] = ("masquerade_from", "masquerade_to", "ipip_accept_from")
 """With no member in any of these, our table does nothing to the traffic of the mesh."""
+_OWN_PART: tuple[Part, ...] = (OWN,)
+_HOST_PARTS: tuple[Part, ...] = ("filter", "nat")
 Step = Literal["apply", "prune"]
 Target = Literal["own", "host"]
 _STEPS: tuple[Step, ...] = ("apply", "prune")
@@ -151,7 +161,13 @@ class NftBackend:
         for version in self._versions:
             if version == 4 or not self._absent or _matters(version, desired):
                 ready = self._sets.fill(self._host_set_ids(version, desired), desired)
-                self._run(version, desired, partial(self._missing, version, desired, ready), "")
+                self._run(version, desired, _OWN_PART, partial(self._missing, version, desired))
+                if self._attempts.fails(table_key(OWN, version)):
+                    for part in _HOST_PARTS:
+                        self._attempts.hold(table_key(part, version))
+                else:
+                    works_of = partial(self._missing_in_host, version, desired, ready)
+                    self._run(version, desired, _HOST_PARTS, works_of)
                 self._tell_held(version)
         self._tell_fight()
         self._seen("apply")
@@ -162,14 +178,18 @@ class NftBackend:
             if self._attempts.fails(table_key(OWN, version)):
                 self._attempts.hold(table_key(OWN, version) + "/surplus")
             else:
-                self._run(version, desired, partial(self._surplus, version, desired), "/surplus")
+                works_of = partial(self._surplus, version, desired)
+                self._run(version, desired, _OWN_PART, works_of, "/surplus")
         set_ids = [set_id for v in self._versions for set_id in self._host_set_ids(v, desired)]
         self._sets.thin_out(set_ids, desired)
         self._attempts.end()
         self._seen("prune")
         return self._attempts.take()
 
-    def clean_up(self) -> list[Outcome]:
+    def clean_up(self, patience: float = 0.0) -> list[Outcome]:
+        return persistently(self._remove_all)
+
+    def _remove_all(self) -> list[Outcome]:
         nothing = Desired()
         self._attempts.reset()
         self._generation = None
@@ -193,7 +213,7 @@ class NftBackend:
         found = self._found[version]
         everything = not self._is_still(desired, (), (step, _OWN)) or not (found.table and found.sound)
         looks = {}
-        for kind in own_table(version, desired.policy).sets:
+        for kind in _own(version, desired).sets:
             set_id = (kind, version)
             if everything:
                 looks[kind] = Look(desired.outer(set_id))
@@ -206,38 +226,47 @@ class NftBackend:
         known = of not in self._unseen and not self._attempts.failing
         return known and desired.moved.isdisjoint({"policy", *causes})
 
-    def _missing(self, version: int, desired: Desired, ready: bool) -> list[Work]:
-        """The work of ``apply``. ``ready``: rules may look into the ipsets."""
-        found, policy = self._found[version], desired.policy
+    def _missing(self, version: int, desired: Desired) -> list[Work]:
+        """The work of ``apply`` in our own table."""
         members = self._members(version, desired, "apply")
-        works = (
-            put_right(version, found, own_table(version, policy), members) if members or not policy else []
-        )
+        if not members and desired.policy:
+            return []
+        return put_right(version, self._found[version], _own(version, desired), members)
+
+    def _missing_in_host(self, version: int, desired: Desired, ready: bool) -> list[Work]:
+        """The work of ``apply`` in the host's tables. ``ready``: rules may look into the ipsets."""
         wanted: dict[HostChain, HostRules] = {}
         causes: set[SetId | str] = set()
         set_ids = self._host_set_ids(version, desired)
         if not self._sets.usable:
             causes.update(set_ids)
         if self._is_still(desired, causes, ("apply", _HOST)):
-            return works
+            return []
         if ready:
             select = self._sets.selector(version, [kind for kind, _ in set_ids], desired)
             for name in self._host_chains(version):
-                wanted["filter", name] = host_rules(policy, name, select)
+                wanted["filter", name] = host_rules(desired.policy, name, select)
         else:
             self._attempts.hold(table_key("filter", version))
-        host = put_host_right(version, found, wanted, ("policy", *causes))
-        return works + [work for work in host if ready or work.part != "filter"]
+        works = put_host_right(version, self._found[version], wanted, ("policy", *causes))
+        return [work for work in works if ready or work.part != "filter"]
 
     def _surplus(self, version: int, desired: Desired) -> list[Work]:
         """The work of ``prune``."""
         members = self._members(version, desired, "prune")
-        return thin_out(version, self._found[version], own_table(version, desired.policy), members)
+        return thin_out(version, self._found[version], _own(version, desired), members)
 
     # Transactions.
 
-    def _run(self, version: int, desired: Desired, works_of: Callable[[], list[Work]], suffix: str) -> None:
-        """Do what is due, in one transaction if the kernel accepts all of it.
+    def _run(
+        self,
+        version: int,
+        desired: Desired,
+        parts: tuple[Part, ...],
+        works_of: Callable[[], list[Work]],
+        suffix: str = "",
+    ) -> None:
+        """Do what is due of ``parts``, in one transaction if the kernel accepts all of it.
 
         After a refusal all is read anew, once: others may have changed what was known.
         """
@@ -246,7 +275,7 @@ class NftBackend:
         try:
             if fresh:
                 self._read_anew(version)
-            works = self._due(version, works_of(), suffix)
+            works = self._due(version, parts, works_of(), suffix)
             while works:
                 refused = self._commit(works)
                 if refused is None:
@@ -257,10 +286,10 @@ class NftBackend:
                 else:
                     fresh = True
                     self._read_anew(version)
-                    works = self._due(version, works_of(), suffix)
+                    works = self._due(version, parts, works_of(), suffix)
         except TemporaryError as e:  # the answer was lost, or could not be understood
             self._doubtful.add(version)
-            self._attempts.failed(table_key(OWN, version) + suffix, str(e), repair=False)
+            self._attempts.failed(table_key(parts[0], version) + suffix, str(e), repair=False)
 
     def _read_anew(self, version: int) -> None:
         self._found[version] = read(self._socket(), version)
@@ -269,7 +298,7 @@ class NftBackend:
     def _without_culprit(
         self, version: int, desired: Desired, works: list[Work], refused: Refused, suffix: str
     ) -> list[Work]:
-        """What can be tried without that part whose request was refused; nothing without our own."""
+        """What can be tried without that part whose request was refused."""
         culprit = _culprit(works, refused)
         key = table_key(culprit.part, version) + suffix
         if culprit.part == OWN and self._is_absent(version, desired, refused):
@@ -277,20 +306,18 @@ class NftBackend:
             return []
         repair = desired.moved.isdisjoint(culprit.causes)
         self._attempts.failed(key, f"{culprit.key}: {refused.error}", repair)
-        return [work for work in works if culprit.part not in (OWN, work.part)]
+        return [work for work in works if work.part != culprit.part]
 
-    def _due(self, version: int, works: list[Work], suffix: str) -> list[Work]:
-        """Those that may be tried. The host's tables wait for our own: new before old."""
+    def _due(self, version: int, parts: tuple[Part, ...], works: list[Work], suffix: str) -> list[Work]:
+        """Those that may be tried."""
         due: set[Part] = set()
-        for part in PARTS:
+        for part in parts:
             key = table_key(part, version) + suffix
             if all(work.part != part for work in works):
                 if part == OWN or not held(self._found[version], part):
                     self._attempts.unneeded(key)
             elif self._attempts.due(key):
                 due.add(part)
-        if OWN not in due and any(work.part == OWN for work in works):
-            return []
         return [work for work in works if work.part in due]
 
     def _commit(self, works: Iterable[Work]) -> Refused | None:
@@ -340,6 +367,10 @@ class NftBackend:
         elif self._attempts.due(key):
             reason = f"somebody undoes what we do, {FIGHT} times within a minute; looking less often"
             self._attempts.failed(key, reason, repair=False)
+
+
+def _own(version: int, desired: Desired) -> OwnTable:
+    return own_table(version, desired.policy, desired.devices)
 
 
 def _matters(version: int, desired: Desired) -> bool:

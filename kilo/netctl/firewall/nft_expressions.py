@@ -14,13 +14,19 @@ from typing import Literal, NamedTuple
 from kilo.netctl.netlink.attributes import as_text, attribute, nested, text, walk
 
 Side = Literal["src", "dst"]
+Way = Literal["in", "out"]
 Verdict = Literal["accept", "drop", "return"]
 
 _LIST_ELEMENT, _NAME, _DATA = 1, 1, 2
 _COMMENT_IN_USERDATA = 0
 _REGISTER = 1
-_NETWORK_HEADER = 1
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _L4_PROTOCOL = 16
+_DEVICE: dict[Way, int] = {"in": 6, "out": 7}
+_DEVICE_SIZE = 16
+_TCP_FLAGS_AT, _SYN, _SYN_OR_RST = 13, b"\x02", b"\x06"
+_PATH_MSS, _HOST_TO_NETWORK = 3, 1
+_TCP_OPTION, _MAXSEG, _VALUE_AT, _VALUE_SIZE = 1, 2, 2, 2
 _INVERTED = 1
 _VERDICTS: dict[Verdict, int] = {"drop": 0, "accept": 1, "return": -5}
 _ADDRESS_AT: dict[tuple[int, Side], tuple[int, int]] = {
@@ -89,15 +95,35 @@ def in_network(version: int, side: Side, member: bytes) -> tuple[Expression, ...
     if bits % 8 == 0:
         return (_address(version, side, bits // 8), _equals(network[: bits // 8]))
     mask = ((1 << size * 8) - (1 << size * 8 - bits)).to_bytes(size)
-    operands = nested(4, attribute(1, mask)) + nested(5, attribute(1, bytes(size)))
-    masked = be32(1, _REGISTER) + be32(2, _REGISTER) + be32(3, size) + operands
-    return (_address(version, side), Expression("bitwise", masked), _equals(network))
+    return (_address(version, side), _masked(mask), _equals(network))
 
 
 def protocol(number: int) -> tuple[Expression, ...]:
     """The packet's payload is of this protocol, whatever extension headers there are before it."""
     loaded = Expression("meta", be32(1, _REGISTER) + be32(2, _L4_PROTOCOL))
     return (loaded, _equals(bytes((number,))))
+
+
+def passing(way: Way, device: str) -> tuple[Expression, ...]:
+    """The packet came, or goes, by the device of this name."""
+    loaded = Expression("meta", be32(1, _REGISTER) + be32(2, _DEVICE[way]))
+    return (loaded, _equals(device.encode().ljust(_DEVICE_SIZE, b"\0")))
+
+
+def syn() -> tuple[Expression, ...]:
+    """The packet is TCP's first or second of a connection; it must be TCP's."""
+    where = be32(2, _TRANSPORT_HEADER) + be32(3, _TCP_FLAGS_AT) + be32(4, 1)
+    return (Expression("payload", be32(1, _REGISTER) + where), _masked(_SYN_OR_RST), _equals(_SYN))
+
+
+def clamped_to_path() -> tuple[Expression, ...]:
+    """TCP's maximum segment size is no more than the route takes, and the route back; it never grows."""
+    loaded = be32(1, _REGISTER) + be32(2, _PATH_MSS)
+    turned = be32(1, _REGISTER) + be32(2, _REGISTER) + be32(3, _HOST_TO_NETWORK)
+    turned += be32(4, _VALUE_SIZE) + be32(5, _VALUE_SIZE)
+    written = attribute(2, bytes((_MAXSEG,))) + be32(3, _VALUE_AT) + be32(4, _VALUE_SIZE)
+    written += be32(6, _TCP_OPTION) + be32(7, _REGISTER)
+    return (Expression("rt", loaded), Expression("byteorder", turned), Expression("exthdr", written))
 
 
 def verdict(name: Verdict) -> Expression:
@@ -124,6 +150,11 @@ def _address(version: int, side: Side, count: int = 0) -> Expression:
     offset, size = _ADDRESS_AT[version, side]
     where = be32(2, _NETWORK_HEADER) + be32(3, offset) + be32(4, count or size)
     return Expression("payload", be32(1, _REGISTER) + where)
+
+
+def _masked(mask: bytes) -> Expression:
+    operands = nested(4, attribute(1, mask)) + nested(5, attribute(1, bytes(len(mask))))
+    return Expression("bitwise", be32(1, _REGISTER) + be32(2, _REGISTER) + be32(3, len(mask)) + operands)
 
 
 def _equals(value: bytes) -> Expression:

@@ -6,6 +6,7 @@ Pure. The same for IPv4 and IPv6, and for 3 nodes and for 5,000.
       postrouting (nat)     to no-masquerade-to -> return
                             from masquerade-from, or to masquerade-to -> masquerade
       input (filter)        IPIP, not from ipip-accept-from -> drop
+      forward (filter)      TCP's SYN in or out by a device of ours -> maxseg as the path allows
     table ip filter, ip6 filter: where iptables-nft has made the chain
       FORWARD (first)       from forward-accept-from, or to forward-accept-to -> accept
       INPUT (last)          IPIP from ipip-accept-from -> accept
@@ -30,15 +31,18 @@ from kilo.netctl.firewall.nft_expressions import (
     Expression,
     Rule,
     Side,
+    clamped_to_path,
     in_network,
     in_set,
+    passing,
     protocol,
+    syn,
     verdict,
     xt_comment,
     xt_match,
 )
 from kilo.netctl.firewall.nft_messages import Hook
-from kilo.netctl.firewall.rules import IPIP_PROTOCOL, OUR_COMMENTS
+from kilo.netctl.firewall.rules import IPIP_PROTOCOL, OUR_COMMENTS, TCP_PROTOCOL, WAYS
 
 TABLE = "kilo"
 HOST_TABLES = ("nat", "filter")
@@ -46,6 +50,8 @@ HOST_TABLES = ("nat", "filter")
 _BEFORE_SRCNAT = 99
 _POSTROUTING = Hook("nat", 4, _BEFORE_SRCNAT)
 _INPUT = Hook("filter", 1, 0)
+_MANGLE = -150
+_FORWARD = Hook("filter", 2, _MANGLE)
 
 Place = Literal["first", "last"]
 Conditions = list[tuple[Expression, ...]]
@@ -83,7 +89,7 @@ def set_name(kind: FirewallSet) -> str:
 
 SETS: tuple[FirewallSet, ...] = ("no_masquerade_to", "ipip_accept_from", "masquerade_to", "masquerade_from")
 """All that our own table may have, exceptions before what they are exceptions from."""
-CHAINS: Mapping[str, Hook] = {"postrouting": _POSTROUTING, "input": _INPUT}
+CHAINS: Mapping[str, Hook] = {"postrouting": _POSTROUTING, "input": _INPUT, "forward": _FORWARD}
 HOST_SETS: Mapping[str, tuple[FirewallSet, ...]] = {
     "FORWARD": ("forward_accept_from", "forward_accept_to"),
     "INPUT": ("ipip_accept_from",),
@@ -92,12 +98,15 @@ HOST_SETS: Mapping[str, tuple[FirewallSet, ...]] = {
 
 
 @lru_cache(8)
-def own_table(version: int, policy: Firewall | None) -> OwnTable:
-    """Our table, as ``policy`` asks for it; None asks for none."""
+def own_table(version: int, policy: Firewall | None, devices: tuple[str, ...]) -> OwnTable:
+    """Our table, as ``policy`` asks for it; None asks for none. ``devices``: by name."""
     if policy is None:
         return NO_TABLE
     sets = tuple(kind for kind in SETS if kind != "ipip_accept_from" or policy.ipip_guard)
-    chains = {"postrouting": Chain(_POSTROUTING, _masquerading(version))}
+    chains = {
+        "postrouting": Chain(_POSTROUTING, _masquerading(version)),
+        "forward": Chain(_FORWARD, _clamping(devices)),
+    }
     if policy.ipip_guard:
         stranger = in_set(version, "src", set_name("ipip_accept_from"), inverted=True)
         guard = Rule(
@@ -123,6 +132,13 @@ def _masquerading(version: int) -> tuple[Rule, ...]:
             f"{OUR_COMMENTS} masquerade towards allowed location IPs",
         ),
     )
+
+
+def _clamping(devices: tuple[str, ...]) -> tuple[Rule, ...]:
+    """The peers' ends are told too: an end that knows nothing of the tunnel cannot tell by itself."""
+    first = (*protocol(TCP_PROTOCOL), *syn(), *clamped_to_path())
+    said = f"{OUR_COMMENTS} what TCP may send at once"
+    return tuple(Rule((*passing(way, device), *first), said) for device in devices for way in WAYS)
 
 
 def wanted_in_host(policy: Firewall | None, chain: str) -> bool:

@@ -12,11 +12,16 @@ from typing import get_args
 from kilo.config import Config
 from kilo.log import Logger
 from kilo.model.plan import Firewall as Policy
-from kilo.model.plan import FirewallSet, PlanItem, SetEntry
+from kilo.model.plan import FirewallSet, PlanItem, SetEntry, Tunnel
 from kilo.netctl.firewall.backend import Backend, Desired, Readers
+from kilo.netctl.firewall.masquerade import KINDS, Masquerade, Moves, kinds_of
 from kilo.netctl.firewall.selected import SelectedBackend
 from kilo.netctl.reconcile import Outcome
+from kilo.netctl.tunnel import KEY as TUNNEL
+from kilo.netctl.tunnel import NAMES
 
+CLEAN_UP_PATIENCE = 3.0
+"""Seconds: netctl has 9 for its clean-up, and gets a second chance if it fails at it."""
 _KINDS: dict[str, FirewallSet] = {kind: kind for kind in get_args(FirewallSet)}
 
 
@@ -27,9 +32,13 @@ class Firewall:
     more = False
 
     def __init__(self, config: Config, log: Logger, backend: Backend | None = None) -> None:
-        self._desired = Desired()
+        self._interface = config.interface
+        self._desired = Desired((config.interface,))
         self._planned = False
         self._applied = False
+        self._moving: dict[FirewallSet, set[bytes]] = {}
+        """What the plan changed about the sets for masquerading and the kernel may not have yet."""
+        self._moves = Moves()
         self._backend = backend or SelectedBackend(config.firewall, log)
 
     @property
@@ -56,14 +65,18 @@ class Firewall:
             if kind == "entry":
                 name, _, network = rest.partition("/")
                 if name in _KINDS:
-                    desired.remove(_KINDS[name], network)
+                    self._note_member(_KINDS[name], desired.remove(_KINDS[name], network))
             elif kind == "firewall":
                 desired.want(None)
+            elif kind == TUNNEL:
+                desired.use((self._interface,))
         for item in upserts.values():
             if isinstance(item, SetEntry):
-                desired.add(item.set, item.network)
+                self._note_member(item.set, desired.add(item.set, item.network))
             elif isinstance(item, Policy):
                 desired.want(item)
+            elif isinstance(item, Tunnel):
+                desired.use((self._interface, *NAMES["" if item.kind == "ipip" else item.kind]))
 
     def load(self) -> None:
         self._backend.load()
@@ -72,19 +85,46 @@ class Firewall:
         if self._is_done():
             return []
         self._applied = True
-        return self._backend.apply(self._desired)
+        return self._noted(self._backend.apply(self._desired))
 
     def prune(self) -> list[Outcome]:
         if self._is_done():
             return []
-        outcomes = self._backend.prune(self._desired)
+        outcomes = self._noted(self._backend.prune(self._desired))
         if self._applied and self._backend.settled():
             self._desired.matched()
         return outcomes
+
+    def _note_member(self, kind: FirewallSet, member: bytes) -> None:
+        if member and kind in KINDS:
+            self._moving.setdefault(kind, set()).add(member)
+
+    def _noted(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """``outcomes``, kept in mind as far as they are about masquerading."""
+        for outcome in outcomes:
+            kinds = kinds_of(outcome.key)
+            if kinds is not None and not outcome.error:
+                if outcome.repair or not kinds or "policy" in self._desired.moved:
+                    self._moves.whole = True
+                else:
+                    self._moves.add(Moves(members={k: self._moving[k] for k in kinds if k in self._moving}))
+        return outcomes
+
+    @property
+    def masquerade(self) -> Masquerade:
+        """What is to be done to new flows."""
+        return Masquerade(self._desired)
+
+    def take_moves(self) -> Moves:
+        """What the kernel masquerades otherwise since the last call. To be called between passes."""
+        moves, self._moves = self._moves, Moves()
+        if self._applied and self._backend.settled():
+            self._moving.clear()
+        return moves
 
     def _is_done(self) -> bool:
         """Whether nothing has moved; before the first plan what an earlier run left must stay."""
         return not self._planned or (self._backend.settled() and not self._desired.moved)
 
     def clean_up(self) -> list[Outcome]:
-        return self._backend.clean_up()
+        return self._backend.clean_up(CLEAN_UP_PATIENCE)

@@ -5,6 +5,7 @@ instead, and all else is the same. Called by the backends.
 
     nat      POSTROUTING   from masquerade_from, or to masquerade_to  -> KILO-NAT
              KILO-NAT      to no_masquerade_to -> RETURN; the rest    -> MASQUERADE
+    mangle   FORWARD       TCP's SYN in or out by a device of ours   -> TCPMSS, as the path allows
     filter   FORWARD       from forward_accept_from, or to forward_accept_to -> ACCEPT
              INPUT         IPIP                                       -> KILO-IPIP
              KILO-IPIP     from ipip_accept_from -> ACCEPT; the rest  -> DROP
@@ -12,18 +13,32 @@ instead, and all else is the same. Called by the backends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from kilo.model.plan import Firewall, FirewallSet
-from kilo.netctl.firewall.layout import FAMILIES, MASQUERADE, Entry, Match, addresses, comment, set_match
+from kilo.netctl.firewall.layout import (
+    CLAMP_TO_PATH,
+    FAMILIES,
+    MASQUERADE,
+    Entry,
+    Match,
+    addresses,
+    comment,
+    passing,
+    set_match,
+    syn_match,
+)
 
 OUR_COMMENTS = "Kilo:"
-NAT, FILTER = "nat", "filter"
-TABLES = (NAT, FILTER)
-IPIP_PROTOCOL = 4
+NAT, FILTER, MANGLE = "nat", "filter", "mangle"
+TABLES = (NAT, FILTER, MANGLE)
+IPIP_PROTOCOL, TCP_PROTOCOL = 4, 6
 
 Side = Literal["src", "dst"]
+Way = Literal["in", "out"]
+"""By a device: that the packet came by, or goes by."""
+WAYS: tuple[Way, ...] = ("in", "out")
 Place = Literal["whole", "first", "last"]
 """The chain is all ours; or our rules in it go before, or after, those that it has."""
 
@@ -62,12 +77,16 @@ def by_address(version: int, members: Mapping[FirewallSet, Set[bytes]]) -> Selec
     return select
 
 
-def layout_of(table: str, version: int, policy: Firewall | None, select: Selector) -> Layout:
-    """The rules of one table (NAT or FILTER) that ``policy`` asks for; None asks for none."""
+def layout_of(
+    table: str, version: int, policy: Firewall | None, devices: Sequence[str], select: Selector
+) -> Layout:
+    """The rules of one table that ``policy`` asks for; None asks for none. ``devices``: by name."""
     if policy is None:
         return {}
     if table == NAT:
         return _nat(version, select)
+    if table == MANGLE:
+        return {"FORWARD": Chain("first", tuple(_clamping(version, devices)))}
     layout: Layout = {}
     if policy.forward:
         layout["FORWARD"] = Chain(
@@ -98,6 +117,15 @@ def _nat(version: int, select: Selector) -> Layout:
             (*_each(select("no_masquerade_to", "dst"), "known here: no masquerade", "RETURN"), masquerade),
         ),
     }
+
+
+def _clamping(version: int, devices: Sequence[str]) -> Iterator[Entry]:
+    """The peers' ends are told too: an end that knows nothing of the tunnel cannot tell by itself."""
+    said = _comment("what TCP may send at once")
+    for device in devices:
+        for way in WAYS:
+            match = passing(FAMILIES[version], way, device, TCP_PROTOCOL)
+            yield Entry(match, (syn_match(), said), "TCPMSS", CLAMP_TO_PATH)
 
 
 def _guard(version: int, select: Selector) -> Layout:

@@ -83,13 +83,13 @@ class SelectedBackend:
             outcomes += self._remove_other(self._chosen.choice.kind)
         return outcomes
 
-    def clean_up(self) -> list[Outcome]:
+    def clean_up(self, patience: float = 0.0) -> list[Outcome]:
         try:
             chosen = self._select()
         except TemporaryError as e:
             return [Outcome("firewall", f"firewall: {e}")]
         self._attempts.reset()
-        return chosen.backend.clean_up() + self._remove_other(chosen.choice.kind)
+        return chosen.backend.clean_up(patience) + self._remove_other(chosen.choice.kind, patience)
 
     def _select(self) -> _Chosen:
         """Make the choice, if it is not firm, and the backend, if it is another. Raises TemporaryError."""
@@ -111,14 +111,14 @@ class SelectedBackend:
     def _make(self, kind: Kind, remover: bool = False) -> Backend:
         return _MAKERS[kind](self._log, self._new_ipset, self._clock, remover)
 
-    def _remove_other(self, chosen: Kind) -> list[Outcome]:
+    def _remove_other(self, chosen: Kind, patience: float = 0.0) -> list[Outcome]:
         """Remove what the other firewall left; where that does not work, it is tried again."""
         other: Kind = "legacy" if chosen == "nftables" else "nftables"
         key = f"the {other} firewall"
         if not self._attempts.due(key):
             return []
         remover = self._make(other, remover=True)
-        outcomes = remover.clean_up()
+        outcomes = remover.clean_up(patience)
         remover.close()
         errors = [outcome.error for outcome in outcomes if outcome.error]
         if errors:

@@ -21,8 +21,8 @@ class Tables:
     """Every table of ``rules.TABLES``, of the IP versions that were loaded."""
 
     def __init__(self, log: Logger) -> None:
+        self.lock = XtablesLock(log)
         self._log = log
-        self._lock = XtablesLock(log)
         self._tables: dict[TableId, Table] = {}
         self._absent: set[TableId] = set()
 
@@ -48,7 +48,7 @@ class Tables:
         Raises TemporaryError if the kernel refuses or somebody else holds the lock for too long, and
         TableMissing if the kernel lacks a table that ``matters``.
         """
-        with self._lock.held():
+        with self.lock.held():
             try:
                 table = xtables.read_table(*table_id)
             except xtables.TableMissing as e:

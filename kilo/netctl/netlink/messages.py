@@ -162,6 +162,12 @@ def list_routes(family: int, protocol: int = 0) -> bytes:
     return _ROUTE.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0)
 
 
+def pack_lookup(ip: str) -> bytes:
+    """The body of RTM_GETROUTE for the way to one address (IP form)."""
+    family, raw = pack_ip(ip)
+    return _ROUTE.pack(family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, raw)
+
+
 def pack_route(route: RouteInfo, delete: bool = False) -> bytes:
     """A route to add, to replace with, or to delete."""
     ip, bits = parse_interface(route.dst)

@@ -13,6 +13,14 @@ from kilo.netctl.key import PrivateKey
 NO_ENDPOINT = ("", 0)
 
 
+class DeviceRefused(TemporaryError):
+    """The device answered, and refused what it was told. Without an answer there is no such error."""
+
+    def __init__(self, text: str, number: int = 0) -> None:
+        self.errno = number
+        super().__init__(text)
+
+
 class PeerState(NamedTuple):
     """A peer as the device has it. ``allowed_ips`` are Networks; ``last_handshake`` Unix s, 0 for never.
 
@@ -66,7 +74,10 @@ class Device(Protocol):
         """Set what is not None."""
 
     def change(self, changes: Sequence[PeerChange]) -> list[str]:
-        """Apply changes in this order; for each "", or why it was refused."""
+        """Apply changes in this order; for each "", or why it was refused.
+
+        Raises TemporaryError where no answer comes: then any of them may have been applied.
+        """
 
     def close(self) -> None:
         """Let go of the device, which stays as it is."""
@@ -78,14 +89,14 @@ def one_by_one(
     """Send ``changes`` some at a time; where some are refused, each alone, to find out which.
 
     ``chunk``: how many allowed IPs, with 4 for a peer, go into one message. ``send`` raises
-    TemporaryError. Sending a change twice does no harm.
+    DeviceRefused; any other error of it ends all of this. Sending a change twice does no harm.
     """
     errors: list[str] = []
     for part in _parts(changes, chunk):
         try:
             send(part)
             errors += [""] * len(part)
-        except TemporaryError as e:
+        except DeviceRefused as e:
             if len(part) == 1:
                 errors.append(str(e))
                 continue
@@ -93,7 +104,7 @@ def one_by_one(
                 try:
                     send([change])
                     errors.append("")
-                except TemporaryError as own:
+                except DeviceRefused as own:
                     errors.append(str(own))
     return errors
 

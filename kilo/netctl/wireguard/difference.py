@@ -59,6 +59,10 @@ class Claims:
         """The allowed IPs that ``key`` gets."""
         return frozenset(n for n in self._wants.get(key, ()) if min(self._claimants[n]) == key)
 
+    def wanted(self, network: str) -> bool:
+        """Whether anybody wants ``network``, in its usual form."""
+        return network in self._claimants
+
     def disputes(self) -> Iterator[tuple[str, str, str]]:
         """An allowed IP that several want, one that does not get it, and the one that does."""
         for network in sorted(self._shared):

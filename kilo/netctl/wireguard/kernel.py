@@ -7,6 +7,7 @@ allowed IPs than fit is continued in a message of its own. What is read comes in
 from __future__ import annotations
 
 import base64
+import errno
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from kilo.netctl.netlink.attributes import (
 from kilo.netctl.netlink.socket import NETLINK_GENERIC, Netlink, Request
 from kilo.netctl.wireguard.device import (
     NO_ENDPOINT,
+    DeviceRefused,
     DeviceState,
     PeerChange,
     PeerState,
@@ -88,14 +90,17 @@ class Kernel:
         try:
             messages = list(render(changes))
         except ProtocolError as e:
-            raise TemporaryError(str(e)) from e
+            raise DeviceRefused(str(e)) from e
         for peers in messages:
             self._set(self._name + nested(_DEVICE_PEERS, *peers))
 
     def _set(self, attributes: bytes) -> None:
         (error,) = self._netlink.change([Request(self._family, 0, generic.body(_SET_DEVICE, attributes))])
-        if error is not None:
-            raise error
+        if error is None:
+            return
+        if error.errno == errno.ENODEV:
+            raise error  # there is nobody to refuse anything
+        raise DeviceRefused(str(error), error.errno) from error
 
     def close(self) -> None:
         self._netlink.close()

@@ -1,7 +1,8 @@
 """The reconciler of peers: adds and moves first, takes away afterwards.
 
 An allowed IP that moves to another peer is added there, which takes it from the old one in the
-same step of the device. Peers go in ``prune``, after the routes that led to them.
+same step of the device. Peers go in ``prune``, after the routes that led to them, and so do allowed
+IPs; but what nobody in the plan wants or has a route to may go with the next change of its peer.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from kilo.model.plan import PlanItem, PlannedPeer
+from kilo.model.plan import PlanItem, PlannedPeer, Route, route_key
+from kilo.netctl.fights import Fights
 from kilo.netctl.reconcile import Backoff, Delta, Outcome
 from kilo.netctl.wireguard.device import Device, PeerChange, PeerState
 from kilo.netctl.wireguard.difference import Claims, Wanted, addition, after, is_as_wanted, reduction
@@ -34,6 +36,7 @@ class Peers:
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
         self.more = False
+        self.fights = Fights()
         self._device = device
         self._clock = clock
         self._timer = timer
@@ -43,6 +46,8 @@ class Peers:
         self._disputed: set[str] = set()
         self._backoff: Backoff[str] = Backoff()
         self._peers: dict[str, PlannedPeer] = {}
+        self._routed: set[str] = set()
+        """The keys of the plan's routes: packets go there as long as it has them."""
         self.delta: Delta[str, Actual] = Delta(self._same)
 
     @property
@@ -63,6 +68,7 @@ class Peers:
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         touched: set[str] = set()
         for key in removals:
+            self._routed.discard(key)
             if self._peers.pop(key, None) is not None:
                 touched |= self._claims.set(key, ()) | {key}
                 self._news.discard(key)
@@ -71,6 +77,8 @@ class Peers:
                 self._note_news(key, item)
                 self._peers[key] = item
                 touched |= self._claims.set(key, item.allowed_ips) | {key}
+            elif isinstance(item, Route):
+                self._routed.add(key)
         for key in touched:
             if key in self._peers:
                 self.delta.want(key, Wanted(self._peers[key], self._claims.share(key)))
@@ -98,26 +106,37 @@ class Peers:
         now, unix = self._timer(), self._clock()
         changes: list[tuple[str, PeerChange]] = []
         for key, wanted, actual in self.delta.changes():
-            if isinstance(wanted, Wanted) and self._backoff.due(key, now):
+            if isinstance(wanted, Wanted) and self._due(key, now):
                 state = actual if isinstance(actual, PeerState) else None
                 change = addition(wanted, state, unix, key in self._news)
                 if change is not None:
-                    changes.append((key, change))
+                    changes.append((key, self._whole(change, wanted, state)))
                     if len(changes) == CHUNK:
                         break
         self.more = len(changes) == CHUNK
         return self._run(changes, now) + self._settled() + self._disputes()
 
+    def _whole(self, change: PeerChange, wanted: Wanted, actual: PeerState | None) -> PeerChange:
+        """``change``, with what the peer is to lose as well if no packet can go there any more."""
+        surplus = actual.allowed_ips - wanted.allowed_ips if actual else frozenset()
+        if not surplus or any(map(self._is_needed, surplus)):
+            return change
+        return change._replace(replace=True, allowed_ips=tuple(sorted(wanted.allowed_ips)))
+
+    def _is_needed(self, network: str) -> bool:
+        """Whether the plan has a peer for ``network``, or a route to it."""
+        return self._claims.wanted(network) or route_key(network) in self._routed
+
     def prune(self) -> list[Outcome]:
         now = self._timer()
         changes: list[tuple[str, PeerChange]] = []
         for key, wanted, actual in self.delta.changes():
-            if isinstance(wanted, Wanted) and isinstance(actual, PeerState) and self._backoff.due(key, now):
+            if isinstance(wanted, Wanted) and isinstance(actual, PeerState) and self._due(key, now):
                 change = reduction(wanted, actual)
                 if change is not None:
                     changes.append((key, change))
         for key, _ in self.delta.removals():
-            if self._backoff.due(key, now):
+            if self._due(key, now):
                 changes.append((key, PeerChange(key.removeprefix("peer/"), remove=True)))
         self.more = len(changes) > CHUNK
         return self._run(changes[:CHUNK], now) + self._settled()
@@ -125,6 +144,12 @@ class Peers:
     def clean_up(self) -> list[Outcome]:
         """Nothing: peers belong to the device, and stay or go with it."""
         return []
+
+    def _due(self, key: str, now: float) -> bool:
+        """Whether ``key``, which is not as it should be, may be changed now."""
+        return self._backoff.due(key, now) and (
+            key not in self.delta.drifted or self.fights.may_repair(key, now)
+        )
 
     def _run(self, changes: Sequence[tuple[str, PeerChange]], now: float) -> list[Outcome]:
         device = self._device()
@@ -138,7 +163,10 @@ class Peers:
                 self._backoff.failed(key, now)
                 outcomes.append(Outcome(key, f"{key}: {error}"))
                 continue
-            outcomes.append(Outcome(key, repair=key in self.delta.drifted))
+            repair = key in self.delta.drifted
+            if repair:
+                self.fights.repaired(key, now)
+            outcomes.append(Outcome(key, repair=repair))
             self._backoff.worked(key)
             self._news.discard(key)
             for network in change.allowed_ips:
@@ -174,4 +202,4 @@ class Peers:
         }
         outcomes = [Outcome(key) for key in self._disputed - found.keys()]
         self._disputed = set(found)
-        return outcomes + [Outcome(key, error) for key, error in found.items()]
+        return outcomes + [Outcome(key, error, waits=True, deliberate=True) for key, error in found.items()]

@@ -20,6 +20,7 @@ from kilo.model.net import canonical_network, parse_ip
 from kilo.netctl.key import PrivateKey
 from kilo.netctl.wireguard.device import (
     NO_ENDPOINT,
+    DeviceRefused,
     DeviceState,
     PeerChange,
     PeerState,
@@ -54,14 +55,31 @@ class _Closed(TemporaryError):
     """The connection was closed by the other side."""
 
 
+class _Owed:
+    """A question that was asked, and what has come of its answer."""
+
+    def __init__(self, question: str) -> None:
+        self.question = question
+        self.parts: list[bytes] = []
+
+    @property
+    def complete(self) -> bool:
+        return b"".join(self.parts[-2:])[-2:] == b"\n\n"
+
+
 class Userspace:
-    """The device ``interface``. Keeps one connection, and makes a new one when it breaks."""
+    """The device ``interface``. Keeps one connection, and makes a new one when it breaks.
+
+    A program that stands still costs TIMEOUT once: while its answer is owed, all that is asked fails
+    at once, and the answer is looked for without waiting.
+    """
 
     kind = "userspace"
 
     def __init__(self, interface: str) -> None:
         self._path = socket_path(interface)
         self._socket: socket.socket | None = None
+        self._owed: _Owed | None = None
 
     def read(self) -> DeviceState:
         return parse(self._ask("get=1\n\n"))
@@ -94,42 +112,72 @@ class Userspace:
         return self._socket
 
     def close(self) -> None:
+        self._owed = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def _ask(self, question: str) -> str:
         """The answer without its last lines. A connection that was closed meanwhile is made anew once."""
-        fresh = self._socket is None
-        try:
-            answer = self._exchange(question)
-        except _Closed:
-            if fresh:
-                raise
-            answer = self._exchange(question)
+        answer = self._late(question)
+        if answer is None:
+            fresh = self._socket is None
+            try:
+                answer = self._exchange(question)
+            except _Closed:
+                if fresh:
+                    raise
+                answer = self._exchange(question)
         body, _, number = answer.rpartition("errno=")
         if (code := int(number.strip() or "-1")) != 0:
             name = errno.errorcode.get(abs(code), str(code))
-            raise TemporaryError(f"{os.strerror(abs(code))} ({name})")
+            raise DeviceRefused(f"{os.strerror(abs(code))} ({name})", abs(code))
         return body
+
+    def _late(self, question: str) -> str | None:
+        """The answer to an earlier ``question``, if it came late and the same is asked now."""
+        if self._owed is None:
+            return None
+        asked = self._owed.question
+        try:
+            answer = self._await(patience=0)
+        except _Closed:
+            return None
+        return answer if asked == question else None
 
     def _exchange(self, question: str) -> str:
         connection = self.connect()
-        parts = []
-        tail = b""
+        connection.settimeout(TIMEOUT)
         try:
             connection.sendall(question.encode())
-            while not tail.endswith(b"\n\n"):
+        except OSError as e:
+            raise self._broken(e) from e
+        self._owed = _Owed(question)
+        return self._await(TIMEOUT)
+
+    def _await(self, patience: float) -> str:
+        """The answer that is owed. Raises TemporaryError if it does not come: then it still is."""
+        connection, owed = self.connect(), self._owed
+        assert owed is not None  # noqa: S101 - callers have asked
+        connection.settimeout(patience)
+        try:
+            while not owed.complete:
                 part = connection.recv(_READ)
                 if not part:
                     raise ConnectionResetError(errno.ECONNRESET, "connection closed")
-                parts.append(part)
-                tail = (tail + part)[-2:] if len(part) < 2 else part[-2:]
+                owed.parts.append(part)
+        except (TimeoutError, BlockingIOError) as e:
+            raise TemporaryError(f"the program that serves {self._path} does not answer") from e
         except OSError as e:
-            self.close()
-            error = _Closed if isinstance(e, ConnectionError) else TemporaryError
-            raise error(f"{self._path}: {e.strerror or e}") from e
-        return b"".join(parts).decode(errors="replace")
+            raise self._broken(e) from e
+        self._owed = None
+        return b"".join(owed.parts).decode(errors="replace")
+
+    def _broken(self, error: OSError) -> TemporaryError:
+        """Close the connection; the error to raise."""
+        self.close()
+        kind = _Closed if isinstance(error, ConnectionError) else TemporaryError
+        return kind(f"{self._path}: {error.strerror or error}")
 
 
 def render(change: PeerChange) -> str:

@@ -85,3 +85,30 @@ def test_an_error_without_a_handler_ends_the_loop(loop: Loop) -> None:
     loop.call_later(0, lambda: 1 // 0)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         loop.run_for(1)
+
+
+def test_a_file_that_gets_the_number_of_a_closed_one_is_not_taken_for_it(loop: Loop) -> None:
+    """Both ends are ready in one round; the first callback closes the other and opens a new one."""
+    first, second = os.pipe(), os.pipe()
+    for _, w in (first, second):
+        os.write(w, b"x")
+    seen: list[str] = []
+    new: list[int] = []
+
+    def on_ready(own: int, other: int) -> None:
+        seen.append("old")
+        for fd in (own, other):
+            loop.remove_reader(fd)
+        os.close(other)
+        r, w = os.pipe()
+        new.extend((r, w))
+        assert r == other, "the number is used again"
+        loop.add_reader(r, lambda: seen.append("new"))
+
+    loop.add_reader(first[0], lambda: on_ready(first[0], second[0]))
+    loop.add_reader(second[0], lambda: on_ready(second[0], first[0]))
+    loop.run_for(0.05)
+    loop.remove_reader(new[0])
+    for fd in {*first, *second, *new}:
+        os.close(fd)
+    assert seen == ["old"]

@@ -118,6 +118,71 @@ def test_a_plan_that_is_not_applied_is_no_health(
     assert f"plan 7 is not applied; {said}" in done.stdout
 
 
+def test_status_as_json_has_all_that_the_text_has(workers: Workers, tmp_path: Path) -> None:
+    now = int(time.time())
+    failing = {"route 10.2.0.0/24": Failure("ENETUNREACH", now - 300)}
+    state = WorkerState(
+        "netctl", 1000, now - 60, "ready", 1, failing=failing, errors={"apply": 2}, resident_bytes=5 << 20
+    )
+    workers.states["netctl"].put("state", state)
+    workers.states["netctl"].flush()
+    workers.problems.put("x", Problem("node", "n2", "endpoint", "malformed", now - 10))
+    workers.problems.flush()
+    workers.thread.start()
+    done = kg(tmp_path, "status", "-o", "json")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert (told["node"], told["running"], told["healthy"]) == ("n1", True, False)
+    assert "netctl: route 10.2.0.0/24: ENETUNREACH (for 5m)" in told["reasons"]
+    netctl = next(w for w in told["workers"] if w["worker"] == "netctl")
+    assert {k: netctl[k] for k in ("state", "pid", "restarts", "memory_bytes", "errors")} == {
+        "state": "ready",
+        "pid": 1000,
+        "restarts": None,
+        "memory_bytes": 5 << 20,
+        "errors": {"apply": 2},
+    }
+    assert 59 < netctl["uptime_seconds"] < 80
+    assert netctl["failing"] == {"route 10.2.0.0/24": {"message": "ENETUNREACH", "since": now - 300}}
+    assert [w["worker"] for w in told["workers"]] == list(WORKERS)
+    assert told["plan"] == {
+        "generation": 7,
+        "applied": None,
+        "location": "location:a",
+        "leader": True,
+        "nodes": 4,
+        "segments": 3,
+        "peers": 1,
+    }
+    assert told["wireguard"] == {"peers": 1, "recent": 1, "never": 0}
+    assert told["problems"] == [
+        {"kind": "node", "name": "n2", "field": "endpoint", "reason": "malformed", "since": now - 10}
+    ]
+
+
+def test_status_of_nothing_as_json(tmp_path: Path) -> None:
+    done = kg(tmp_path, "status", "-o=json")
+    assert done.returncode == 3
+    told = json.loads(done.stdout)
+    assert (told["running"], told["healthy"], told["workers"]) == (False, False, [])
+    assert "does not run here" in told["reasons"][0]
+
+
+def test_a_reader_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
+    script = '"$0" -m kilo status --run-dir=$1 | true; echo ${PIPESTATUS[0]}'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable, str(tmp_path)], capture_output=True, text=True, timeout=30
+    )
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize("words", [["status", "-o", "yaml"], ["-o", "json"], ["mesh", "-o", "json"]])
+def test_an_output_that_there_is_not(words: list[str], tmp_path: Path) -> None:
+    done = kg(tmp_path, *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "-o" in done.stderr
+
+
 def test_status_names_a_worker_that_is_not_heard(workers: Workers, tmp_path: Path) -> None:
     workers.loop.remove_reader(workers.outlets["cni"]._socket)
     workers.outlets["cni"]._socket.close()

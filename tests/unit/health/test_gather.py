@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kilo.health.gather import EVENTS_MAX, ErrorTotals, WorkerView, not_ready
-from tests.unit.health.samples import snapshot, state, views
+from tests.unit.health.samples import NOW, netctl, snapshot, state, views
 
 
 def test_all_well_is_ready() -> None:
@@ -24,6 +24,30 @@ def test_all_well_is_ready() -> None:
 )
 def test_one_worker_that_is_not(view: WorkerView, reason: str) -> None:
     assert not_ready(snapshot(workers=views(netctl=view))) == {"netctl": reason}
+
+
+def of_netctl(stopped: str = "", **gauges: float) -> dict[str, str]:
+    """Why a node is not ready whose netctl says this."""
+    said = netctl(planned_generation=4, **gauges)
+    if stopped:
+        said.info["stopped"] = stopped
+    return not_ready(snapshot(workers=views(netctl=WorkerView("netctl", said, 0.4))))
+
+
+def test_a_plan_may_be_new_and_must_not_stay_so() -> None:
+    assert of_netctl(unapplied_since=0) == {}
+    assert of_netctl(unapplied_since=NOW - 4.9) == {}, "a plan that moves makes nobody unready"
+    late = of_netctl(unapplied_since=NOW - 7.2)
+    assert late == {"netctl": "plan 4 is not applied for 7 s; 3 is"}
+
+
+def test_what_stops_the_data_plane_is_given_as_the_reason() -> None:
+    stopped = "kilo0: the program that serves it does not answer"
+    assert of_netctl(stopped, unapplied_since=NOW - 1) == {}, "it may come back at once"
+    assert of_netctl(stopped, unapplied_since=NOW - 6) == {"netctl": stopped}
+    said = state("netctl", info={"stopped": stopped}, gauges={"unapplied_since": NOW - 1})
+    view = WorkerView("netctl", said, 0.4)
+    assert not_ready(snapshot(workers=views(netctl=view))) == {"netctl": stopped}
 
 
 def test_without_a_topology_nothing_is_applied() -> None:

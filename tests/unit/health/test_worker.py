@@ -109,6 +109,21 @@ def test_ready_when_all_are_and_a_plan_is_applied(health: Health) -> None:
     }
 
 
+def test_one_worker_alone_can_be_asked_for(health: Health) -> None:
+    health.feed()
+    eventually(lambda: health.get("/ready?worker=netctl").status == 200)
+    health.beat("netctl", phase="starting", failing={"link": Failure("no device", 1)})
+    eventually(lambda: health.get("/ready?worker=netctl").status == 503)
+    said = json.loads(health.get("/ready?worker=netctl").body)
+    assert (said["not_ready"], said["failing"]) == ({"netctl": "starting"}, {"netctl/link": "no device"})
+
+    def others() -> set[int]:
+        return {health.get(f"/ready?worker={name}").status for name in ("watcher", "mesh", "cni", "health")}
+
+    eventually(lambda: others() == {200})
+    assert health.get("/ready?worker=nobody").status == 400
+
+
 def test_a_worker_that_falls_silent_is_stale_and_comes_back(health: Health) -> None:
     health.feed()
     eventually(lambda: health.get("/ready").status == 200)

@@ -12,7 +12,7 @@ from kilo.mesh.topology import CannotPlan
 from kilo.model.host import HostFacts, Link, WireGuardPeerState
 from kilo.model.keys import PresharedKey
 from kilo.model.node import Announcement, Endpoint, Node, UDPAddress
-from kilo.model.plan import CniTarget, Firewall, Interface, PlannedPeer, Route, Summary, Tunnel
+from kilo.model.plan import CniTarget, Firewall, Interface, PlannedPeer, Summary, Tunnel
 from kilo.model.topology import PeerView, TopologyHead
 from tests.unit.mesh.states import STATES, at, cluster, inputs, key, node, peer, planned
 
@@ -105,22 +105,6 @@ def test_what_is_missing_is_named(local: Node, host: HostFacts, missing: str) ->
         alone(local, host)
 
 
-@pytest.mark.parametrize(
-    ("flag", "underlay", "mtu"), [(0, 1500, 1420), (0, 1300, 1280), (0, 9000, 8920), (1400, 9000, 1400)]
-)
-def test_mtu(flag: int, underlay: int, mtu: int) -> None:
-    host = HostFacts(key("h"), links=(Link("e", 1, underlay, addresses=("10.0.0.1/24",)),), default_link="e")
-    result = alone(BARE, host, mtu=flag)
-    interface = result.items["interface"]
-    assert isinstance(interface, Interface)
-    assert (interface.mtu, result.cni) == (mtu, CniTarget("10.2.1.0/24", mtu))
-
-
-def test_with_nothing_to_measure_the_mtu_is_wireguards_own() -> None:
-    host = HostFacts(key("h"), links=(Link("e", 1, 9000, addresses=("10.0.0.1/24",)),))
-    assert alone(BARE, host, mtu=0).cni == CniTarget("10.2.1.0/24", 1420)
-
-
 def test_without_cni_there_is_no_target() -> None:
     assert alone(BARE, cni=False).cni is None
 
@@ -198,41 +182,6 @@ def test_only_those_behind_nat_that_were_really_found_are_announced() -> None:
     assert peers[key("n2")] == ("203.0.113.2", 51820)
     before_anybody_looked = planned(state, wireguard=None).announcement
     assert set(before_anybody_looked.discovered_endpoints) == {key("old")}
-
-
-def test_two_that_claim_one_network_are_told_apart_and_named() -> None:
-    state = cluster(node("n1", "x"), node("n2", "y"), node("n3", "z", subnet="10.2.2.0/24"))
-    result = planned(state)
-    second, third = of_kind(result, PlannedPeer)
-    assert "10.2.2.0/24" in second.allowed_ips
-    assert "10.2.2.0/24" not in third.allowed_ips
-    route = result.items["route/0/10.2.2.0/24"]
-    assert isinstance(route, Route)
-    assert route.via == "10.4.0.2"
-    assert result.conflicts == {
-        "network/10.2.2.0/24": "location:y and location:z claim 10.2.2.0/24; the first counts"
-    }
-
-
-def test_nobody_far_away_takes_over_what_is_near() -> None:
-    """Another segment claims our pods, and the private address of our neighbour."""
-    thief = node("n3", "w", subnet="10.2.1.0/24", internal_ip="10.0.0.2/24")
-    state = cluster(node("n1", "x"), node("n2", "x"), thief)
-    for name in ("n1", "n2"):
-        result = planned(state, name, encapsulate="never")
-        assert "route/0/10.0.0.2/32" not in result.items
-        route = result.items.get("route/0/10.2.1.0/24")
-        assert route == (Route("10.2.1.0/24", "private", "10.0.0.1", onlink=True) if name == "n2" else None)
-    (other,) = of_kind(planned(state), PlannedPeer)
-    assert other.allowed_ips == ("10.4.0.1/32",)
-
-
-def test_a_peer_with_the_key_of_this_host_is_left_out() -> None:
-    state = cluster(node("n1", "x"), peer("p", "10.5.0.1/32"))
-    clone = msgspec.structs.replace(state[1][0], public_key=key("n1"))
-    result = planned((state[0], [clone]))
-    assert of_kind(result, PlannedPeer) == []
-    assert set(result.conflicts) == {f"key/{key('n1')}"}
 
 
 def test_networks_reach_the_kernel_without_host_bits() -> None:

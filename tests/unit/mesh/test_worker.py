@@ -11,19 +11,31 @@ from typing import Any
 import msgspec
 import pytest
 
-from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WIREGUARD, Change, Subscription, Topic
+from kilo.bus import (
+    ANNOUNCE,
+    CLUSTER,
+    CNI,
+    HELD,
+    HOST,
+    PLAN,
+    TOPOLOGY,
+    WIREGUARD,
+    Change,
+    Subscription,
+    Topic,
+)
 from kilo.config import Config
 from kilo.mesh.worker import MIN_GAP, MeshWorker
 from kilo.model.host import HostFacts, Link, WireGuardPeerState, WorkerState
-from kilo.model.node import Announcement, Node, Peer, UDPAddress
-from kilo.model.plan import CniTarget, PlannedPeer, Summary
+from kilo.model.node import Announcement, ApiServer, ClusterItem, UDPAddress
+from kilo.model.plan import CniTarget, PlannedPeer, Summary, route_key
 from kilo.worker import Context
 from tests.feeding import Bus, Running, eventually, running
 from tests.unit.mesh.states import host_of, key, node, peer
 
 LOCAL = node("n1", "x")
 ROAMER = node("n3", "z", persistent_keepalive=25)
-CLUSTER_STATE: dict[str, Node | Peer] = {
+CLUSTER_STATE: dict[str, ClusterItem] = {
     "local": LOCAL,
     "node/n1": LOCAL,
     "node/n2": node("n2", "y"),
@@ -219,8 +231,57 @@ def test_conflicts_are_told_and_taken_back(mesh: Mesh) -> None:
     feed(mesh)
     mesh.bus.update(CLUSTER, {"node/n3": msgspec.structs.replace(ROAMER, key=key("n2"))})
     assert "same public key" in eventually(lambda: mesh.failing(f"key/{key('n2')}"))
-    mesh.bus.update(CLUSTER, {"node/n3": ROAMER})
+    third = msgspec.structs.replace(peer("q", "10.5.0.7/32"), public_key=key("n2"))
+    mesh.bus.update(CLUSTER, {"peer/q": third})
+    eventually(lambda: "peer q" in mesh.failing(f"key/{key('n2')}"))
+    mesh.bus.update(CLUSTER, {"node/n3": ROAMER}, remove=("peer/q",))
     eventually(lambda: not mesh.failing(f"key/{key('n2')}"))
+
+
+def doubtful(*names: str) -> dict[str, ClusterItem]:
+    """These nodes as a watcher that has just started may see them."""
+    return {
+        f"node/{name}": msgspec.structs.replace(CLUSTER_STATE[f"node/{name}"], doubtful=True)
+        for name in names
+    }
+
+
+def test_a_node_in_doubt_stays_where_it_was_part_of_the_mesh_and_no_other_comes_in(mesh: Mesh) -> None:
+    feed(mesh)
+    mesh.bus.put(HELD)
+    before = dict(mesh.plan)
+    stranger = msgspec.structs.replace(node("n4", "y"), doubtful=True)
+    mesh.bus.update(CLUSTER, doubtful("n2", "n3") | {"node/n4": stranger})
+    mesh.after_a_beat()
+    assert mesh.plan == before
+    mesh.bus.update(CLUSTER, {"node/n2": CLUSTER_STATE["node/n2"]}, remove=("node/n3", "node/n4"))
+    eventually(lambda: mesh.generation == 2)
+    assert f"peer/{key('n2')}" in mesh.plan and f"peer/{key('n3')}" not in mesh.plan
+
+
+def test_after_a_start_of_all_the_kernel_tells_which_nodes_in_doubt_are_in_use(mesh: Mesh) -> None:
+    mesh.bus.put(HOST, host=host_of(LOCAL))
+    mesh.bus.put(WIREGUARD)
+    mesh.bus.update(CLUSTER, CLUSTER_STATE | doubtful("n2", "n3"))
+    eventually(lambda: "in doubt" in mesh.state.info.get("waiting_for", ""))
+    subnet = CLUSTER_STATE["node/n2"].subnet  # type: ignore[union-attr]
+    mesh.bus.update(HELD, {route_key(subnet): True, route_key("10.99.0.0/24"): True})
+    eventually(lambda: mesh.generation == 1)
+    assert f"peer/{key('n2')}" in mesh.plan and f"peer/{key('n3')}" not in mesh.plan
+    mesh.bus.update(HELD, {}, remove=(route_key(subnet),))
+    mesh.bus.update(CLUSTER, {"peer/p": peer("p", "10.5.0.9/32")})
+    eventually(lambda: mesh.generation == 2)
+    assert f"peer/{key('n2')}" in mesh.plan, "the kernel may lose a route for a moment"
+
+
+def test_where_the_api_server_is_goes_with_the_plan(mesh: Mesh) -> None:
+    feed(mesh)
+    assert ApiServer.KEY not in mesh.plan
+    control = msgspec.structs.replace(node("n2", "y", internal_ip="10.1.0.2/24"), control_plane=True)
+    news: dict[str, ClusterItem] = {ApiServer.KEY: ApiServer(("203.0.113.9",), True), "node/n2": control}
+    mesh.bus.update(CLUSTER, news)
+    expected = ApiServer(("10.1.0.2", "203.0.113.9"), True)
+    eventually(lambda: mesh.plan.get(ApiServer.KEY) == expected)
 
 
 def test_a_new_address_of_the_host_is_announced(mesh: Mesh) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.unit.netctl.hosts import SOCKETS, Host
+from tests.unit.netctl.worker_box import Box
 
 
 @pytest.fixture
@@ -35,3 +37,13 @@ def wireguard_go(host: Host) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def box(host: Host, tmp_path: Path) -> Iterator[Box]:
+    """A host, the bus, and the worker to start on it."""
+    made = Box(host, tmp_path)
+    try:
+        yield made
+    finally:
+        made.bus.close()

@@ -189,6 +189,7 @@ class Agent:
         log: Logger | None = None,
         kind: Kind = "legacy",
         flag: str = "",
+        interface: str = "kilo0",
     ) -> None:
         log = log or Logger("netctl", "none")
         new_ipset = Ipset if sets else no_ipset
@@ -200,9 +201,9 @@ class Agent:
         else:
             self.backend = (LegacyBackend if kind == "legacy" else NftBackend)(log, new_ipset, self.clock)
         self._host = host
-        self._firewall = Firewall(Config(), log, self.backend)
-        host.at_end.callback(self._firewall.close)
-        self._host.call(self._firewall.load)
+        self.firewall = Firewall(Config(interface=interface), log, self.backend)
+        host.at_end.callback(self.firewall.close)
+        self._host.call(self.firewall.load)
 
     @property
     def iptables(self) -> tuple[str, str]:
@@ -212,11 +213,11 @@ class Agent:
     def plan(self, *items: PlanItem, without: tuple[PlanItem, ...] = ()) -> list[Outcome]:
         """Change the plan, and do what it says."""
         upserts = {item.key: item for item in items}
-        self._firewall.update(upserts, [item.key for item in without])
+        self.firewall.update(upserts, [item.key for item in without])
         return self.step()
 
     def step(self) -> list[Outcome]:
-        return self._host.call(lambda: self._firewall.apply() + self._firewall.prune())
+        return self._host.call(lambda: self.firewall.apply() + self.firewall.prune())
 
     def look_anew(self) -> None:
         """Have nf_tables change elsewhere, so that the next look does not end at finding that it has not."""
@@ -224,16 +225,16 @@ class Agent:
 
     def prune_after_a_look(self) -> list[Outcome]:
         """What the worker does when it is told to look again in the middle of a pass."""
-        self._host.call(self._firewall.load)
-        return self._host.call(self._firewall.prune)
+        self._host.call(self.firewall.load)
+        return self._host.call(self.firewall.prune)
 
     def resync(self) -> list[Outcome]:
         """Read the kernel, and do what differs."""
-        self._host.call(self._firewall.load)
+        self._host.call(self.firewall.load)
         return self.step()
 
     def clean_up(self) -> list[Outcome]:
-        return self._host.call(self._firewall.clean_up)
+        return self._host.call(self.firewall.clean_up)
 
 
 def entries(**sets: str) -> list[PlanItem]:
@@ -288,6 +289,15 @@ COMMIT
 [11:1100] -A INPUT -i lo -g MINE
 [12:1200] -A FORWARD {match_set} -m limit --limit 5/min -j LOG --log-prefix "seen "
 [13:1300] -A MINE ! -s {address} -j DROP
+COMMIT
+*mangle
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+[14:1400] -A FORWARD -o ppp0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1400
+[15:1500] -A FORWARD -i kilo0 -j MARK --set-xmark 0x10/0x10
 COMMIT
 """,
         )

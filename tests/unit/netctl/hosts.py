@@ -8,6 +8,7 @@ import itertools
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,27 @@ class Host:
         with open(f"/proc/self/fd/{self._outside}", "rb") as namespace:
             assert _libc.setns(namespace.fileno(), _NEWNET) == 0
         os.close(self._outside)
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process stands still meanwhile, all of its threads, as one whose host swaps does."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        while any(_state(task) not in "tTZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+            time.sleep(0.001)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _state(task: Path) -> str:
+    """The letter for what a thread does; X if it is gone."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def ip(command: str) -> str:

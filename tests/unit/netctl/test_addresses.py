@@ -167,3 +167,13 @@ def test_a_link_that_has_just_gone_holds_its_address_back(box: Box) -> None:
     (outcome,) = box.addresses.apply()
     assert outcome.waits
     assert "no wireguard device yet" in outcome.error
+
+
+def test_a_link_that_vanishes_between_reading_and_changing(box: Box) -> None:
+    """What was read says that it is there; it costs its own address."""
+    box.addresses.update({"interface": interface(), "tunnel": Tunnel("ipip", "10.2.0.1/32")}, ())
+    box.addresses.load()
+    ip("link del kilo0")
+    failed, done = sorted(box.addresses.apply(), key=lambda outcome: not outcome.error)
+    assert failed.key == "address/kilo0/10.4.0.1/16" and failed.error.endswith("No such device (ENODEV)")
+    assert done == Outcome("address/tunl0/10.2.0.1/32") and box.have("tunl0") == ["10.2.0.1/32"]

@@ -22,9 +22,9 @@ from kilo.model.plan import Firewall as Policy, SetEntry
 from kilo.netctl.firewall import Firewall
 firewall = Firewall(Config(firewall=sys.argv[1]), Logger("netctl", "none"))
 items = [Policy(ipip_guard=True, forward=True)]
-for n in range(50):
+for n in range(int(sys.argv[2]) if len(sys.argv) > 2 else 50):
     for kind in ("no_masquerade_to", "masquerade_from", "ipip_accept_from", "forward_accept_to"):
-        items += [SetEntry(kind, f"10.9.{n}.0/24"), SetEntry(kind, f"fd00:{n}::/64")]
+        items += [SetEntry(kind, f"10.{n // 250}.{n % 250}.0/24"), SetEntry(kind, f"fd00:{n}::/64")]
 firewall.update({item.key: item for item in items}, [])
 """
 _CALLS = """
@@ -111,10 +111,16 @@ def path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def phases(host: Namespace, tmp_path: Path, kind: Kind) -> dict[str, list[str]]:
+def nodes() -> int:
+    """A test that names none is about 50."""
+    return 50
+
+
+@pytest.fixture
+def phases(host: Namespace, tmp_path: Path, kind: Kind, nodes: int) -> dict[str, list[str]]:
     """What was called in each phase: names of calls, and types of netlink messages."""
     trace = tmp_path / "trace"
-    program = (sys.executable, "-c", _START + _CALLS, kind)
+    program = (sys.executable, "-c", _START + _CALLS, kind, str(nodes))
     host.run("strace", "-f", "-v", "-o", str(trace), "-e", _TRACED, *program)
     result: dict[str, list[str]] = {}
     for line in trace.read_text().splitlines():
@@ -146,6 +152,7 @@ def test_at_rest_nothing_is_written_and_nothing_forked(
         ["BATCH_BEGIN", "DELSETELEM", "BATCH_END", "GETGEN"],
     ),
 )
+@pytest.mark.parametrize("nodes", [3, 1000])
 def test_one_member_more_or_less_is_one_message(
     phases: dict[str, list[str]], expected: tuple[list[str], list[str]]
 ) -> None:
@@ -154,9 +161,9 @@ def test_one_member_more_or_less_is_one_message(
 
 def test_sets_are_filled_before_the_rules_and_removed_after_them(phases: dict[str, list[str]]) -> None:
     first, end = phases["first"], phases["end"]
-    assert first.count("REPLACE") == 4
+    assert first.count("REPLACE") == 6
     assert max(i for i, call in enumerate(first) if call == "ADD") < first.index("REPLACE")
-    assert end.count("REPLACE") == 4
+    assert end.count("REPLACE") == 6
     assert end.index("DESTROY") > max(i for i, call in enumerate(end) if call == "REPLACE")
 
 
@@ -172,7 +179,7 @@ def test_the_first_write_forks_nothing_but_modprobe(phases: dict[str, list[str]]
     assert phases["first"].count("execve") <= expected
 
 
-@both(legacy="[] 8\n", nftables="[] 4\n")
+@both(legacy="[] 9\n", nftables="[] 4\n")
 def test_ipv6_that_is_off_is_no_error(host: Namespace, kind: Kind, expected: str) -> None:
     assert host.run(sys.executable, "-c", _START + _WITHOUT_IPV6, kind) == expected
     if kind == "legacy":

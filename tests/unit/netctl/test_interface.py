@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +20,14 @@ from kilo.bus import Loop
 from kilo.config import Config
 from kilo.errors import TemporaryError
 from kilo.model.plan import Interface
-from kilo.netctl import userspace
+from kilo.netctl import ports, userspace
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
 from kilo.netctl.interface import WireGuardInterface
 from kilo.netctl.key import PrivateKey
-from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.userspace import Launcher
 from kilo.netctl.wireguard.device import PeerChange
+from tests.unit.netctl.faults import Refusing
 from tests.unit.netctl.hosts import SOCKETS, Host, ip, lines
 from tests.unit.netctl.plans import interface, key
 
@@ -38,7 +40,7 @@ class Box:
     def __init__(self, host: Host, **flags: Any) -> None:
         self.config = Config(interface=host.interface, **flags)
         self.loop = Loop()
-        self.netlink = Netlink()
+        self.netlink = Refusing()
         self.view, self.roles = HostView(self.netlink), Roles()
         self.said: list[str] = []
         self.launcher = Launcher(self.loop, host.interface, self.said.append)
@@ -134,6 +136,20 @@ def test_what_an_earlier_run_left_is_adopted_untouched(host: Host, box: Box) -> 
     assert host.programs() == [pid]
 
 
+def test_an_interface_that_vanishes_between_reading_and_changing(host: Host, box: Box) -> None:
+    """What was read says that it is there."""
+    box.plan(interface())
+    box.settle()
+    box.interface.lasted()
+    box.plan(interface(mtu=1380))
+    ip(f"link del {host.interface}")
+    (outcome,) = box.interface.apply()
+    assert outcome.error == f"{host.interface}: No such device (ENODEV)"
+    assert box.step() == []
+    box.settle()
+    assert "mtu 1380" in link(host) and ",UP" in link(host)
+
+
 def test_an_interface_of_another_kind_is_left_alone(host: Host, box: Box) -> None:
     ip(f"link add {host.interface} type bridge")
     before = link(host)
@@ -194,16 +210,123 @@ def test_it_comes_back_when_it_vanishes_but_not_in_a_frenzy(host: Host, box: Box
     assert len(host.programs()) == 1
 
 
-def test_a_port_that_is_taken_is_an_error_until_it_is_free(host: Host, box: Box) -> None:
+def test_an_interface_that_cannot_be_made_is_tried_again_with_backoff(host: Host, box: Box) -> None:
+    box.netlink.refuse = lambda request: errno.ENOMEM
+    box.plan(interface())
+    tries = []
+    for second in range(70):
+        box.now = float(second)
+        before = len(box.netlink.refused)
+        said = box.step()
+        assert said == [f"{host.interface}: Cannot allocate memory (ENOMEM)"] * len(said)
+        assert len(said) == len(box.netlink.refused) - before
+        if said:
+            tries.append(second)
+    assert tries == [0, 1, 3, 7, 15, 31, 63]
+    box.netlink.refuse = lambda request: 0
+    box.now = 200.0
+    box.settle()
+    assert ",UP" in link(host)
+
+
+def test_a_link_that_is_refused_is_tried_again_with_backoff_and_the_plan_resets_it(
+    host: Host, box: Box
+) -> None:
+    box.settle()
+    box.netlink.refuse = lambda request: errno.EBUSY
+    box.plan(interface(mtu=1380))
+    for second in range(8):
+        box.now = 100.0 + second
+        box.step()
+    assert len(box.netlink.refused) == 4
+    box.plan(interface(mtu=1390))
+    (error,) = box.step()
+    assert error == f"{host.interface}: {os.strerror(errno.EBUSY)} (EBUSY)"
+    box.netlink.refuse = lambda request: 0
+    box.now += 1
+    assert box.step() == [] and "mtu 1390" in link(host)
+
+
+@contextlib.contextmanager
+def squatter(port: int, address: str = "0.0.0.0") -> Iterator[int]:
+    """Another program that has a UDP port here; its process id."""
+    bind = f"import socket,time; s=socket.socket(2,2); s.bind(({address!r},{port}))"
+    code = f"{bind}; print(flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_who_has_the_port_is_said_and_it_is_taken_once_it_is_free(host: Host, box: Box) -> None:
     box.plan(interface(listen_port=51900))
     box.settle()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-        other.bind(("0.0.0.0", 51901))
+    with squatter(51901, "127.0.0.1") as pid:
         box.plan(interface(listen_port=51901))
         (error,) = box.step()
+        assert f"UDP port 51901 is taken by pid {pid} ({sys.executable} -c import socket" in error
         assert "EADDRINUSE" in error
-    assert box.step() == []
+        assert box.interface.device is not None
+        assert box.interface.device.read().listen_port == 51900, "until then it has the port it had"
+        box.now += 0.5
+        assert box.step() == [], "said again with the backoff alone"
+    box.now += 0.1
+    (outcome,) = box.interface.apply()
+    assert (outcome.key, outcome.error) == ("interface/settings", "")
     assert box.interface.state.listen_port == 51901
+
+
+def test_a_port_that_is_taken_at_the_start(host: Host, box: Box) -> None:
+    with squatter(51820) as pid:
+        box.plan(interface())
+        box.step()
+        for _ in range(500):
+            if not box.launcher.starting:
+                break
+            box.loop.run_for(0.01)
+        (error,) = box.step()
+        assert f"taken by pid {pid}" in error
+        assert ",UP" not in link(host), "up only once it has its port"
+    assert box.step() == []
+    assert ",UP" in link(host) and box.interface.state.listen_port == 51820
+
+
+def test_a_port_that_the_link_finds_taken_when_it_goes_up(host: Host, box: Box) -> None:
+    """So it is with the kernel's device, which has its port from then on."""
+    box.settle()
+    box.netlink.refuse = lambda request: errno.EADDRINUSE
+    box.plan(interface())
+    (error,) = box.step()
+    assert "UDP port 51820 is taken by" in error and "EADDRINUSE" in error
+    box.netlink.refuse = lambda request: 0
+    box.now += 1
+    assert box.step() == []
+    assert ",UP" in link(host)
+
+
+def test_wireguard_go_that_is_down_for_want_of_a_port_comes_up(host: Host, box: Box) -> None:
+    """Told a port while its link was down, it finds it taken when the link goes up: nobody hears of that."""
+    box.plan(interface())
+    box.settle()
+    assert box.interface.device is not None
+    box.interface.device.configure(None, 51999)
+    real = ports.is_free
+    seen = []
+
+    def is_free(port: int) -> bool:
+        seen.append(port)
+        return True if len(seen) < 3 else real(port)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ports, "is_free", is_free)
+        box.interface.load()
+        before = box.netlink.sent
+        assert box.step() == []
+        assert box.netlink.sent - before == 2, "down and up"
+    assert ",UP" in link(host) and not ports.is_free(51820)
 
 
 def test_what_was_changed_by_hand_is_a_drift_and_is_repaired(host: Host, box: Box) -> None:

@@ -13,6 +13,7 @@ from kilo.errors import TemporaryError
 from kilo.log import Logger
 from kilo.model.plan import PlanItem, Route
 from kilo.netctl import passes
+from kilo.netctl.fights import MANY, Fights
 from kilo.netctl.passes import Passes
 from kilo.netctl.reconcile import Outcome
 from kilo.worker import Reporter
@@ -69,7 +70,8 @@ class Box:
         log = Logger("netctl", "none")
         self.report = Reporter("netctl", log)
         self.one, self.two = Played("one", self.journal), Played("two", self.journal)
-        self.passes = Passes(self.loop, self.report, log, [self.one, self.two], early=self.one)
+        self.fights = Fights()
+        self.passes = Passes(self.loop, self.report, log, [self.one, self.two], self.one, self.fights)
         self.settled: list[bool] = []
         self.passes.after = self.settled.append
 
@@ -200,6 +202,50 @@ def test_repairs_count_once_all_had_been_as_planned(box: Box) -> None:
     box.passes.request()
     box.run()
     assert box.passes.repairs == 1
+
+
+def test_what_is_left_undone_on_purpose_makes_no_plan_late(box: Box) -> None:
+    box.two.outcomes = [Outcome("peer/x/10.5.0.1/32", "it is another's", waits=True, deliberate=True)]
+    box.plan("a")
+    box.run()
+    assert box.settled == [True] and box.report.failing.keys() == {"peer/x/10.5.0.1/32"}
+
+
+def test_who_is_fought_is_told_once_and_so_is_the_end(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "RETRY", 0.001)
+    box.fights.calm = 0.2
+    box.plan("a")
+    box.run()
+    for _ in range(MANY + 3):
+        box.fights.repaired("route/x", time.monotonic())
+        box.two.outcomes = [Outcome("route/x", repair=True)]
+        box.passes.request()
+        box.run()
+    assert box.report.failing.keys() == {"fight/route/x"}
+    assert "somebody keeps undoing route/x" in box.report.failing["fight/route/x"].message
+    assert box.report.errors == {"fight": 1} and box.passes.repairs == MANY + 3
+    assert box.settled.pop(), "it is as planned just now"
+    box.fights.may_repair("route/x", time.monotonic())
+    box.run()
+    assert not box.settled.pop(), "and now it is not"
+    box.fights.repaired("route/x", time.monotonic())
+    while box.passes.fought:
+        box.run()
+    assert box.report.failing == {} and box.settled.pop()
+    box.loop.run_for(0.05)
+    ended = len(box.settled)
+    box.loop.run_for(0.05)
+    assert len(box.settled) == ended, "no pass without a reason"
+
+
+def test_of_many_that_are_fought_some_are_named(box: Box) -> None:
+    for n in range(30):
+        for _ in range(MANY):
+            box.fights.repaired(f"route/{n:02}", time.monotonic())
+    box.plan("a")
+    box.run()
+    assert len(box.passes.fought) == 30
+    assert box.report.failing.keys() == {f"fight/route/{n:02}" for n in range(10)}
 
 
 @pytest.mark.parametrize("step", ["update", "load", "apply", "prune"])

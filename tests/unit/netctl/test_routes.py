@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kilo.model.plan import Device, PlanItem, Route
+from kilo.netctl.guard import Verdict
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
 from kilo.netctl.netlink.messages import GROUPS_ROUTE
@@ -22,6 +23,7 @@ class Table:
     """The reconciler, on a host with the devices kilo0 and tunl0 (played by veths) and eth0."""
 
     def __init__(self, made: Host) -> None:
+        self.host = made
         made.wire()
         made.wire("kilo0", "10.4.0.1/16")
         made.wire("tunl0", "10.2.0.1/32")
@@ -30,8 +32,8 @@ class Table:
         self.netlink = Netlink()
         self.view = HostView(self.netlink)
         self.roles = Roles()
-        self.withheld: dict[str, str] = {}
-        self.routes = Routes(self.netlink, self.roles, lambda route: self.withheld.get(route.dst, ""))
+        self.withheld: dict[str, Verdict] = {}
+        self.routes = Routes(self.netlink, self.roles, lambda route: self.withheld.get(route.dst))
         self.refresh()
 
     def refresh(self) -> None:
@@ -208,13 +210,34 @@ def test_routes_wait_for_their_device_and_keep_what_is_there(table: Table) -> No
     assert of(PODS.dst)
 
 
+def test_what_is_said_of_those_that_wait_does_not_change_with_their_number(table: Table) -> None:
+    """Else a mesh that changes would write a line a second."""
+    table.roles.assign("wireguard", None)
+    others = [Route(f"10.2.{n}.0/24", "wireguard", f"10.4.0.{n}") for n in range(2, 9)]
+    said = set()
+    for n, route in enumerate(others):
+        table.want(PODS, route, remove=tuple(other.key for other in others[: n - 2]))
+        said |= {outcome.error for outcome in table.run()}
+    assert said == {f"routes such as {PODS.key}: no wireguard device yet"}
+    table.want(remove=(PODS.key,))
+    (outcome,) = table.run()
+    assert outcome.error == f"routes such as {others[-3].key}: no wireguard device yet"
+
+
 def test_a_route_that_the_guard_withholds_is_taken_away(table: Table) -> None:
     table.want(PODS)
     table.run()
-    table.withheld[PODS.dst] = "it would carry the way to its own peer"
+    table.withheld[PODS.dst] = Verdict("its peer has not answered yet", keep=True)
+    (outcome,) = table.run()
+    assert outcome.waits and outcome.error.endswith("not answered yet")
+    assert of(PODS.dst), "what is there may stay"
+    table.withheld[PODS.dst] = Verdict("it would carry the way to its own peer", keep=False)
     (outcome,) = table.run()
     assert outcome.waits and outcome.error.endswith("its own peer")
     assert of(PODS.dst) == []
+    table.withheld[PODS.dst] = Verdict("its peer has not answered yet", keep=True)
+    table.run()
+    assert of(PODS.dst) == [], "what is not there is not set"
     del table.withheld[PODS.dst]
     assert table.run() == []
     assert of(PODS.dst)
@@ -248,6 +271,32 @@ def test_events_tell_of_every_way_to_lose_a_route(table: Table) -> None:
     (refused,) = table.routes.apply()
     assert "not ours" in refused.error, "somebody else's is not overwritten"
     events.close()
+
+
+def test_an_interface_that_vanishes_between_reading_and_changing(table: Table) -> None:
+    """What was read says that it is there; it costs its own routes."""
+    far = Route("10.2.2.0/24", "private", "10.1.0.77", onlink=True)
+    table.want(PODS, far)
+    table.routes.load()
+    ip("link del kilo0")
+    failed, done = sorted(table.routes.apply(), key=lambda outcome: not outcome.error)
+    assert failed.key == PODS.key and failed.error.endswith("No such device (ENODEV)") and not failed.waits
+    assert done == Outcome(far.key) and of(far.dst)
+    table.refresh()
+    (waiting,) = table.run()
+    assert waiting.waits and "no wireguard device yet" in waiting.error
+    table.host.wire("kilo0", "10.4.0.1/16")
+    table.refresh()
+    assert table.run() == []
+    assert of(PODS.dst)
+
+
+def test_a_route_over_an_interface_that_vanishes_before_it_can_be_removed(table: Table) -> None:
+    table.want(PODS)
+    table.run()
+    table.want(remove=(PODS.key,))
+    ip("link del kilo0")
+    assert table.routes.prune() == [Outcome(PODS.key)], "it is gone, as it should be"
 
 
 def test_clean_up_leaves_nothing_of_ours(table: Table) -> None:

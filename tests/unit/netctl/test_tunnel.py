@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 
@@ -11,8 +12,10 @@ import pytest
 from kilo.model.plan import Tunnel
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
+from kilo.netctl.netlink.messages import RTM_NEWLINK
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.tunnel import TunnelDevice
+from tests.unit.netctl.faults import Refusing
 from tests.unit.netctl.hosts import Host, ip, lines
 
 
@@ -21,6 +24,8 @@ class Box:
         self.netlink = netlink
         self.view, self.roles = HostView(netlink), Roles()
         self.tunnel = TunnelDevice(netlink, self.view, self.roles, compatibility)
+        self.now = 0.0
+        self.tunnel._clock = lambda: self.now
 
     def step(self) -> list[str]:
         """One pass; what it complained of."""
@@ -61,6 +66,43 @@ def test_a_kernel_without_ipip_is_named_as_what_is_missing(make: Callable[[str],
     assert box.step() == []
 
 
+PLANNED = Tunnel("ipip", "10.2.0.1/32")
+
+
+def test_a_device_that_cannot_be_made_is_tried_again_with_backoff(host: Host) -> None:
+    host.wire()
+    with contextlib.closing(Refusing(lambda request: errno.EOPNOTSUPP)) as netlink:
+        box = Box(netlink, "")
+        box.tunnel.update({"tunnel": PLANNED}, ())
+        tries = []
+        for second in range(200):
+            box.now = float(second)
+            before = len(netlink.refused)
+            said = box.step()
+            assert len(said) == len(netlink.refused) - before, "it is said when it is tried, and only then"
+            if said:
+                tries.append(second)
+        assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+        box.tunnel.update({"tunnel": Tunnel("ipip", "10.2.0.2/32")}, ())
+        assert len(box.step()) == 1, "another plan is another circumstance"
+
+
+def test_an_mtu_that_is_refused_is_tried_again_with_backoff(host: Host) -> None:
+    host.wire()
+    with contextlib.closing(Refusing(lambda request: errno.EINVAL)) as netlink:
+        box = Box(netlink, "cilium")
+        ip("link add cilium_tunl type veth peer name far")
+        box.tunnel.update({"tunnel": Tunnel("cilium", "")}, ())
+        for second in range(8):
+            box.now = float(second)
+            box.step()
+        assert [request.kind for request in netlink.refused] == [RTM_NEWLINK] * 4
+        netlink.refuse = lambda request: 0
+        box.now = 15.0
+        assert box.step() == []
+        assert "UP" in lines("-o link show cilium_tunl")[0].split(">")[0]
+
+
 def test_a_device_of_another_kind_is_left_alone(make: Callable[[str], Box]) -> None:
     box = make("")
     ip("link add tunl0 type veth peer name far")
@@ -94,3 +136,15 @@ def test_ciliums_tunnel_is_used_and_only_set_up(make: Callable[[str], Box]) -> N
     assert "UP" in lines("-o link show cilium_tunl")[0].split(">")[0]
     assert box.netlink.sent == 1
     assert box.step() == [] and box.netlink.sent == 1
+
+
+def test_a_device_that_vanishes_between_reading_and_changing(make: Callable[[str], Box]) -> None:
+    box = make("cilium")
+    ip("link add cilium_tunl type veth peer name far")
+    box.view.load()
+    box.tunnel.update({"tunnel": Tunnel("cilium", "")}, ())
+    ip("link del cilium_tunl")
+    (outcome,) = box.tunnel.apply()
+    assert (outcome.key, outcome.error) == ("tunnel/link", "tunnel: No such device (ENODEV)")
+    ip("link add cilium_tunl type veth peer name far")
+    assert box.step() == [] and box.device() == "cilium_tunl", "another device need not wait"

@@ -2,116 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kilo.bus import HOST, PLAN, WIREGUARD, Subscription, Topic
-from kilo.config import Config
-from kilo.model.host import HostFacts, WorkerState
+from kilo.bus import HOST, WIREGUARD
+from kilo.model.host import HostFacts
 from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, SetEntry
 from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, GROUPS_ROUTE, GROUPS_RULE
-from kilo.netctl.worker import NetctlWorker
-from tests.feeding import Bus, Running, eventually, running
-from tests.unit.netctl.hosts import Host, ip, kernel_events, lines
-from tests.unit.netctl.plans import interface, key, mesh, node
-
-OURS = "proto 171"
-
-
-class Impatient(NetctlWorker):
-    """Looks at WireGuard's peers more often, for tests that wait for it."""
-
-    poll_period = 0.3
-
-
-class Box:
-    """A host, the bus, and configurations for the worker."""
-
-    def __init__(self, host: Host, tmp: Path) -> None:
-        self.host, self._tmp = host, tmp
-        host.wire()
-        ip("route add default via 10.1.0.1")
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        self.bus = Bus(tmp / "run")
-        self._followed: dict[str, Subscription[Any]] = {}
-
-    def config(self, **flags: Any) -> Config:
-        values: dict[str, Any] = {
-            "interface": self.host.interface,
-            "run_dir": str(self._tmp / "run"),
-            "state_dir": str(self._tmp / "state"),
-            "hostname": "localhost",
-            "encapsulate": "never",
-            "resync_period": 300.0,
-        }
-        return Config(**{**values, **flags})
-
-    def worker(self, **flags: Any) -> contextlib.AbstractContextManager[Running]:
-        return running("netctl", Impatient, self.config(**flags))
-
-    def plan(self, items: dict[str, PlanItem], remove: tuple[str, ...] = ()) -> None:
-        self.bus.update(PLAN, items, remove)
-
-    def state(self) -> WorkerState:
-        return eventually(lambda: self.bus.state("netctl"))
-
-    def applied(self, pid: int | None = None) -> WorkerState:
-        """The state of a worker (the process ``pid``) that has applied a whole plan."""
-
-        def found() -> WorkerState | None:
-            state = self.bus.state("netctl")
-            done = state and "applied_generation" in state.gauges and (pid is None or state.pid == pid)
-            return state if done else None
-
-        return eventually(found, what="a plan applied")
-
-    def whole(self) -> None:
-        """Wait until the kernel has PLAN_3."""
-        eventually(lambda: self.routes() == DESTINATIONS and len(self.peers()) == 3)
-
-    def follow(self, topic: Topic[Any]) -> dict[str, Any]:
-        """The state of a topic of netctl's."""
-        if topic.name not in self._followed:
-
-            def subscribe() -> None:
-                self._followed[topic.name] = Subscription(
-                    self.bus.loop, str(self.bus.run_dir), topic, lambda change: None
-                )
-
-            self.bus.on_loop(subscribe)
-        return self._followed[topic.name].state
-
-    def routes(self) -> set[str]:
-        """The destinations of our routes."""
-        return {line.split()[0] for line in lines("route") if OURS in line}
-
-    def peers(self) -> dict[str, set[str]]:
-        """Allowed IPs by public key, as wg prints them."""
-        shown = subprocess.run(
-            ["wg", "show", self.host.interface, "allowed-ips"], capture_output=True, text=True
-        )
-        return {line.split()[0]: set(line.split()[1:]) for line in shown.stdout.splitlines()}
-
-
-@pytest.fixture
-def box(host: Host, tmp_path: Path) -> Iterator[Box]:
-    made = Box(host, tmp_path)
-    try:
-        yield made
-    finally:
-        made.bus.close()
-
-
-PLAN_3 = mesh(3)
-DESTINATIONS = {"10.64.1.0/24", "10.64.2.0/24", "10.64.3.0/24", "10.32.1.1", "10.32.2.1", "10.32.3.1"}
+from tests.feeding import Bus, eventually
+from tests.unit.netctl.hosts import ip, kernel_events, lines
+from tests.unit.netctl.plans import interface, key, node
+from tests.unit.netctl.worker_box import DESTINATIONS, OURS, PLAN_3, Box
 
 
 def test_a_plan_becomes_a_data_path_and_the_host_is_reported(box: Box) -> None:
@@ -324,26 +230,6 @@ def test_a_node_that_leaves_the_mesh_or_does_not_lead(box: Box) -> None:
         eventually(lambda: box.routes() == set())
 
 
-def test_a_steady_state_changes_nothing_and_forks_nothing(box: Box, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    with box.worker(resync_period=0.2) as worker:
-        items = (Firewall(ipip_guard=True, forward=True), SetEntry("no_masquerade_to", "10.64.1.0/24"))
-        box.plan({**PLAN_3, **{item.key: item for item in items}})
-        box.applied()
-        time.sleep(0.5)
-        command = ["strace", "-f", "-e", "trace=sendto,sendmsg,write,clone,clone3,fork,vfork,execve"]
-        with subprocess.Popen(
-            [*command, "-o", str(trace), "-p", str(worker.process.pid)], stderr=subprocess.DEVNULL
-        ) as strace:
-            time.sleep(2)
-            strace.send_signal(signal.SIGINT)
-    said = trace.read_text()
-    assert said.count("RTM_GETROUTE") > 10 and said.count('"get=1') >= 3, "it did look"
-    assert said.count("NFT_MSG_GETGEN") >= 3
-    for change in ("RTM_NEW", "RTM_DEL", "RTM_SET", "set=1", "clone", "fork", "execve", "MSG_BATCH"):
-        assert change not in said, change
-
-
 def test_bad_items_are_named_and_the_rest_goes_on(box: Box) -> None:
     with box.worker():
         wide = Route("0.0.0.0/0", "wireguard")
@@ -388,28 +274,90 @@ def test_a_damaged_key_ends_the_worker_with_the_files_name(box: Box) -> None:
         assert any(f"{config.state_dir}/key is damaged" in line["msg"] for line in worker.log)
 
 
-def test_peers_are_reported_with_what_wireguard_learnt(box: Box, tmp_path: Path) -> None:
-    """A second WireGuard on the host plays the peer, and makes the handshake."""
-    far = f"{box.host.interface}b"
-    private = subprocess.run(["wg", "genkey"], check=True, capture_output=True, text=True).stdout
-    public = subprocess.run(
-        ["wg", "pubkey"], check=True, capture_output=True, text=True, input=private
-    ).stdout.strip()
-    (tmp_path / "far").write_text(private)
+class FarEnd:
+    """A second WireGuard on the host, which plays a peer and makes the handshake."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self._name = name
+        self._key = directory / "far"
+        private = subprocess.run(["wg", "genkey"], check=True, capture_output=True, text=True).stdout
+        self._key.write_text(private)
+        self.public_key = subprocess.run(
+            ["wg", "pubkey"], check=True, capture_output=True, text=True, input=private
+        ).stdout.strip()
+
+    def start(self, peer: str, port: int) -> None:
+        """Begin to speak to ``peer``, here, from a port."""
+        subprocess.run(["wireguard-go", self._name], check=True, capture_output=True)
+        settings = f"""listen-port {port} private-key {self._key} peer {peer} endpoint 127.0.0.1:51820
+            allowed-ips 10.4.0.1/32 persistent-keepalive 1"""
+        subprocess.run(["wg", "set", self._name, *settings.split()], check=True)
+        ip(f"link set {self._name} up")
+
+    def move(self, port: int) -> None:
+        """Speak from another port from now on."""
+        subprocess.run(["wg", "set", self._name, "listen-port", str(port)], check=True)
+
+    def be_silent(self, peer: str) -> None:
+        """Speak no more without being spoken to."""
+        subprocess.run(["wg", "set", self._name, "peer", peer, "persistent-keepalive", "0"], check=True)
+
+
+@pytest.fixture
+def far(box: Box, tmp_path: Path) -> FarEnd:
+    return FarEnd(f"{box.host.interface}b", tmp_path)
+
+
+def test_peers_are_reported_with_what_wireguard_learnt(box: Box, far: FarEnd) -> None:
     with box.worker():
-        peer = PlannedPeer(public, ("10.64.1.0/24",))
+        peer = PlannedPeer(far.public_key, ("10.64.1.0/24",))
         box.plan({"interface": interface(), "summary": PLAN_3["summary"], peer.key: peer})
         box.applied()
         us = box.follow(HOST)
-        subprocess.run(["wireguard-go", far], check=True, capture_output=True)
         facts: HostFacts = eventually(lambda: us.get("host"))
-        settings = f"""listen-port 51999 private-key {tmp_path / "far"} peer {facts.public_key}
-            endpoint 127.0.0.1:51820 allowed-ips 10.4.0.1/32 persistent-keepalive 1"""
-        subprocess.run(["wg", "set", far, *settings.split()], check=True)
-        ip(f"link set {far} up")
+        far.start(facts.public_key, 51999)
         states = box.follow(WIREGUARD)
-        state = eventually(lambda: (s := states.get(public)) and s.last_handshake and s, 12.0)
+        state = eventually(lambda: (s := states.get(far.public_key)) and s.last_handshake and s, 12.0)
         assert (state.endpoint_ip, state.endpoint_port) == ("127.0.0.1", 51999)
         assert abs(state.last_handshake - time.time()) < 30
         box.plan({}, (peer.key,))
-        eventually(lambda: public not in states, 6.0)
+        eventually(lambda: far.public_key not in states, 6.0)
+
+
+def test_an_endpoint_learnt_by_roaming_beats_an_older_one_of_the_plan(box: Box, far: FarEnd) -> None:
+    """Other changes of the peer, repairs of it and a restart leave it alone; a new endpoint does not."""
+
+    def endpoint() -> str:
+        shown = subprocess.run(
+            ["wg", "show", box.host.interface, "endpoints"], check=True, capture_output=True, text=True
+        ).stdout
+        return shown.split()[-1]
+
+    def planned(port: int, keepalive: int = 0) -> dict[str, PlanItem]:
+        peer = PlannedPeer(far.public_key, ("10.64.1.0/24",), "127.0.0.1", port, keepalive)
+        return {"interface": interface(), "summary": PLAN_3["summary"], peer.key: peer}
+
+    with box.worker() as worker:
+        box.plan(planned(51999))
+        box.applied()
+        us = box.follow(HOST)
+        far.start(eventually(lambda: us.get("host")).public_key, 51999)
+        states = box.follow(WIREGUARD)
+        eventually(lambda: (s := states.get(far.public_key)) and s.last_handshake, 12.0)
+        far.move(51997)
+        eventually(lambda: endpoint() == "127.0.0.1:51997", 4.0)
+        box.plan(planned(51999, keepalive=25))
+        subprocess.run(
+            ["wg", "set", box.host.interface, "peer", far.public_key, "allowed-ips", "10.64.7.0/24"],
+            check=True,
+        )
+        eventually(lambda: box.peers()[far.public_key] == {"10.64.1.0/24"})
+        assert endpoint() == "127.0.0.1:51997"
+        worker.end(signal.SIGKILL)
+    with box.worker() as worker:
+        box.applied(worker.process.pid)
+        time.sleep(0.7)
+        assert endpoint() == "127.0.0.1:51997"
+        far.be_silent(us["host"].public_key)
+        box.plan(planned(51996, keepalive=25))
+        eventually(lambda: endpoint() == "127.0.0.1:51996", 2.0)

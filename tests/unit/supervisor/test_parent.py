@@ -6,101 +6,15 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from kilo.bus import WORKERS
-from kilo.errors import KiloError
-from kilo.supervisor.control import Reply, Request, ask
-
-
-class Agent:
-    """A running parent and what its toys noted."""
-
-    def __init__(self, home: Path, orders: dict[str, str]) -> None:
-        self.run_dir, self.home = home / "run", home
-        for name, order in orders.items():
-            (home / name).write_text(order)
-        with (home / "log").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.unit.supervisor.toys", str(self.run_dir), str(home)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def notes(self) -> list[list[str]]:
-        path = self.home / "notes"
-        return [line.split(maxsplit=2) for line in path.read_text().splitlines()] if path.exists() else []
-
-    @property
-    def log(self) -> str:
-        return (self.home / "log").read_text()
-
-    def ask(self, command: str, worker: str = "") -> Reply:
-        return ask(str(self.run_dir), Request(command, worker), 30)
-
-    def pids(self) -> dict[str, int]:
-        with contextlib.suppress(KiloError):
-            return {w.worker: w.pid for w in self.ask("status").workers if w.state == "ready"}
-        return {}
-
-    def all_ready(self) -> dict[str, int]:
-        wait(lambda: len(self.pids()) == len(WORKERS))
-        return self.pids()
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            for pid in self.pids().values():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self.process.kill()
-        self.process.wait()
-
-
-def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
-    agents: list[Agent] = []
-
-    def start_agent(**orders: str) -> Agent:
-        agents.append(Agent(tmp_path, orders))
-        return agents[-1]
-
-    yield start_agent
-    for agent in agents:
-        agent.end()
-
-
-def test_starts_all_and_ends_them_in_order(start: Callable[..., Agent]) -> None:
-    agent = start()
-    pids = agent.all_ready()
-    assert sorted(pids) == sorted(WORKERS)
-    assert Path(f"/proc/{pids['mesh']}/comm").read_text() == "kg-mesh\n"
-    agent.process.send_signal(signal.SIGTERM)
-    assert agent.process.wait(20) == 0
-    order = [name for _, name, what in agent.notes if what == "stopped clean_up=True"]
-    assert set(order[:2]) == {"watcher", "cni"}
-    assert order[2] == "netctl"
-    assert set(order[3:]) == {"mesh", "health"}
-    assert not any(alive(pid) for pid in pids.values())
+from tests.unit.supervisor.agents import LEFT, Agent, alive, below, wait
 
 
 def test_a_killed_worker_is_started_again_and_the_others_are_left_alone(start: Callable[..., Agent]) -> None:
@@ -130,19 +44,12 @@ def test_a_crashing_worker_is_tried_again_with_growing_waits(
 
 
 def test_a_worker_that_hangs_is_killed_and_started_again(start: Callable[..., Agent], tmp_path: Path) -> None:
-    agent = start(health="hang")
+    agent = start(hurry=True, health="hang")
     wait(lambda: any(n[1] == "health" for n in agent.notes))
     (tmp_path / "health").write_text("")
     wait(lambda: "hung: no heartbeat" in agent.log, 30)
     pids = agent.all_ready()
     assert len(pids) == len(WORKERS)
-
-
-def test_one_that_cannot_be_helped_ends_the_program_with_its_message(start: Callable[..., Agent]) -> None:
-    agent = start(netctl="permanent")
-    assert agent.process.wait(20) == 2
-    assert "kg netctl: the toy is broken" in agent.log
-    assert all(what in ("started", "stopped clean_up=False") for _, _, what in agent.notes)
 
 
 def test_when_the_parent_is_killed_the_workers_end_without_clean_up(start: Callable[..., Agent]) -> None:
@@ -170,22 +77,11 @@ def test_restart_waits_until_the_new_one_is_ready(start: Callable[..., Agent]) -
 
 
 def test_a_worker_that_does_not_end_for_its_restart_is_killed(start: Callable[..., Agent]) -> None:
-    agent = start(mesh="stuck-at-end")
+    agent = start(hurry=True, mesh="stuck-at-end")
     agent.all_ready()
     reply = agent.ask("restart", "mesh")
     assert reply.error == ""
-    assert 4 < reply.seconds["mesh"] < 10
-
-
-def test_sighup_ends_it_without_clean_up_and_leaves_no_file(start: Callable[..., Agent]) -> None:
-    agent = start()
-    agent.all_ready()
-    assert list(agent.run_dir.glob("pymp-*")) != []
-    agent.process.send_signal(signal.SIGHUP)
-    assert agent.process.wait(20) == 0
-    stops = [what for _, _, what in agent.notes if what.startswith("stopped")]
-    assert stops == ["stopped clean_up=False"] * len(WORKERS)
-    assert [p for p in agent.run_dir.iterdir() if p.name not in WORKERS] == []
+    assert 0.9 < reply.seconds["mesh"] < 4
 
 
 def test_what_a_killed_parent_left_is_gone_after_the_next(start: Callable[..., Agent]) -> None:
@@ -200,36 +96,10 @@ def test_what_a_killed_parent_left_is_gone_after_the_next(start: Callable[..., A
     assert not left & set(agent.run_dir.glob("pymp-*"))
 
 
-def test_a_second_signal_does_not_wait(start: Callable[..., Agent]) -> None:
-    agent = start(watcher="stuck-at-end")
-    pids = agent.all_ready()
-    agent.process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-    assert agent.process.poll() is None
-    begun = time.monotonic()
-    agent.process.send_signal(signal.SIGINT)
-    assert agent.process.wait(5) == 1
-    assert time.monotonic() - begun < 3
-    wait(lambda: not any(alive(pid) for pid in pids.values()), 3)
-
-
-def test_a_worker_that_does_not_end_is_killed_and_the_rest_still_cleans_up(
-    start: Callable[..., Agent],
-) -> None:
-    agent = start(watcher="stuck-at-end")
-    agent.all_ready()
-    begun = time.monotonic()
-    agent.process.send_signal(signal.SIGTERM)
-    assert agent.process.wait(25) == 0
-    assert time.monotonic() - begun < 20
-    assert ["netctl", "stopped clean_up=True"] in [n[1:] for n in agent.notes]
-
-
 def test_the_process_that_starts_workers_may_die(start: Callable[..., Agent]) -> None:
     agent = start()
     before = agent.all_ready()
-    parent = Path(f"/proc/{before['mesh']}/stat").read_text().rsplit(")", 1)[1].split()[1]
-    os.kill(int(parent), signal.SIGKILL)
+    os.kill(forkserver_of(before), signal.SIGKILL)
     wait(lambda: "starts workers ended" in agent.log)
     agent.ask("restart", "mesh")
     pids = agent.all_ready()
@@ -282,3 +152,55 @@ def test_a_second_parent_in_the_same_place_is_refused(start: Callable[..., Agent
     assert second.returncode == 2
     assert "another kg runs here" in second.stderr
     assert len(agent.pids()) == len(WORKERS)
+
+
+def test_what_follows_a_request_is_no_second_one(
+    start: Callable[..., Agent],
+) -> None:
+    agent = start()
+    before = agent.all_ready()
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
+        client.settimeout(20)
+        client.connect(str(agent.run_dir / "control.sock"))
+        client.sendall(b'{"command": "restart", "worker": "mesh"}\n')
+        time.sleep(0.05)
+        client.sendall(b"and more\n")
+        assert b'"seconds":{"mesh":' in client.makefile("rb").readline()
+    assert agent.noted("mesh") == ["started", LEFT, "started"]
+    assert agent.pids() != before
+
+
+def test_orphans_are_reaped_while_the_forkserver_is_dead(start: Callable[..., Agent]) -> None:
+    agent = start()
+    before = agent.all_ready()
+    os.kill(forkserver_of(before), signal.SIGKILL)
+    wait(lambda: agent.logged("starts workers ended"))
+    os.kill(before["cni"], signal.SIGKILL)
+    wait(lambda: agent.pids().get("cni", before["cni"]) != before["cni"])
+    zombies = [pid for pid in below(agent.process.pid) if not alive(pid)]
+    assert zombies == []
+
+
+def test_a_worker_has_no_descriptor_that_it_does_not_need(
+    start: Callable[..., Agent], tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    with canary.open("w") as held:
+        os.set_inheritable(held.fileno(), True)
+        agent = start()
+        for name, pid in agent.all_ready().items():
+            links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            assert str(canary) not in links
+            others = [link for link in links if "pidfd" in link or "lock" in link]
+            assert others == [str(agent.run_dir / name / "lock")]
+
+
+def test_signals_are_not_blocked_in_what_workers_start(start: Callable[..., Agent]) -> None:
+    agent = start()
+    for pid in agent.all_ready().values():
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert "SigBlk:\t0000000000000000" in status
+
+
+def forkserver_of(pids: dict[str, int]) -> int:
+    return int(Path(f"/proc/{pids['mesh']}/stat").read_text().rsplit(")", 1)[1].split()[1])

@@ -1,10 +1,15 @@
-"""Workers that behave as a file tells them, for the tests of the parent."""
+"""Workers that behave as a file tells them, for the tests of the parent.
+
+``python -m tests.unit.supervisor.toys RUN_DIR HOME`` is a parent with five of them;
+with a NAME after that, one of them alone.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kilo.config import Config
@@ -12,29 +17,59 @@ from kilo.errors import PermanentError
 from kilo.supervisor.child import arrive, leave
 from kilo.worker import Context, run
 
+HURRY = "TOYS_HURRY"
+"""In the environment: the parent's patience is a tenth of what it is."""
+TALK = 3000
+
+
+def orders(home: Path, name: str) -> set[str]:
+    """The words in ``home/name``, which may change while a toy lives."""
+    path = home / name
+    return set(path.read_text().split()) if path.exists() else set()
+
 
 class Toy:
-    """Does what ``state_dir/NAME`` says: nothing, crash, permanent or hang; notes how it ended."""
+    """Notes how it starts and ends, and does what it is told: see ``start``, ``stop`` and ``main``."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.home = Path(context.config.state_dir)
 
+    @property
+    def orders(self) -> set[str]:
+        return orders(self.home, self.context.name)
+
     def start(self) -> None:
         self.note("started")
-        order = self.home / self.context.name
-        what = order.read_text() if order.exists() else ""
-        if what == "crash":
+        what = self.orders
+        if "slow-at-start" in what:
+            time.sleep(2.5)
+        if "crash" in what:
             os._exit(7)
-        if what == "permanent":
+        if "permanent" in what:
             raise PermanentError("the toy is broken")
-        if what == "hang":
+        if "hang" in what:
             self.context.loop.call_later(0.2, lambda: time.sleep(600))
-        if what == "stuck-at-end":
+        if "stuck-at-end" in what:
             self.context.loop.stop = lambda: None  # type: ignore[method-assign]
-        self.context.report.ready()
+        if "talk" in what:
+            self.talk()
+        if "chatter" in what:
+            self.context.loop.call_every(0.1, self.talk)
+        if "never-ready" not in what:
+            self.context.report.ready()
+
+    def talk(self) -> None:
+        for number in range(TALK):
+            self.context.log.info("talking " + 200 * "x", number=number)
 
     def stop(self, clean_up: bool) -> None:
+        if "crash-at-end" in self.orders:
+            self.note("crashed")
+            os._exit(7)
+        if "slow-at-end" in self.orders:
+            self.note("stopping")
+            time.sleep(30)
         self.note(f"stopped clean_up={clean_up}")
 
     def note(self, text: str) -> None:
@@ -42,14 +77,34 @@ class Toy:
             notes.write(f"{time.monotonic():.3f} {self.context.name} {text}\n")
 
 
-def main(name: str, config: Config) -> None:
-    sentinel = arrive(name)
-    leave(run(name, Toy, config, sentinel))
+def main(name: str, config: Config, leash: Connection) -> None:
+    """What the parent starts."""
+    arrive(name)
+    if "slow" in orders(Path(config.state_dir), name):
+        time.sleep(1)  # as if it had much code to load
+    leave(run(name, Toy, config, leash.fileno()))
+
+
+def program(run_dir: str, home: str, name: str = "") -> int:
+    """The parent, or one worker alone, as the command line starts them."""
+    from kilo.cli.main import hold_signals
+    from kilo.log import own_outputs
+    from kilo.supervisor import ending, parent, process
+    from tests.unit.supervisor import toys
+
+    config = Config(run_dir=run_dir, state_dir=home)
+    if os.environ.get(HURRY):
+        ending.LIMITS = tuple(seconds / 10 for seconds in ending.LIMITS)  # type: ignore[assignment]
+        ending.DEATH /= 10
+        process.HANG_LIMIT /= 5
+        process.RESTART_GRACE /= 5
+        parent.WAITS_AT_MOST /= 5
+    hold_signals()
+    if name:
+        own_outputs()
+        return run(name, toys.Toy, config)
+    return parent.main(config, toys.main)
 
 
 if __name__ == "__main__":
-    from kilo.supervisor.parent import Supervisor
-    from tests.unit.supervisor import toys
-
-    run_dir, state_dir = sys.argv[1:]
-    sys.exit(Supervisor(Config(run_dir=run_dir, state_dir=state_dir), toys.main).run())
+    sys.exit(program(*sys.argv[1:]))

@@ -13,7 +13,7 @@ import pytest
 from kilo.model.node import Announcement, Endpoint
 from kilo.watcher import announcer as module
 from kilo.watcher.announcer import Announcer, Overwritten, Patched, PatchFailed, Report
-from kilo.watcher.client import Api
+from kilo.watcher.client import Api, ApiError
 from kilo.watcher.objects import decode_node
 from tests.apiserver import Admin, Standin
 from tests.apiserver import store as kinds
@@ -178,6 +178,94 @@ def test_a_fight_over_an_annotation_is_told_and_not_fought_on(
     assert agent.count(Patched) <= module.FIGHT_LIMIT + 2
     eventually(lambda: agent.reports[-2:].count(Overwritten(())), what="the fight has ended")
     assert said(admin)["key"] == KEY
+
+
+class QuickWatch(Api):
+    """The watch brings what a patch has changed before the patch is answered, as a real server may; the
+    last ``lost`` answers do not come at all."""
+
+    lost = 0
+
+    def patch(self, *arguments: Any) -> bytes:
+        answer = super().patch(*arguments)
+        self.agent.observe()
+        if self.lost:
+            self.lost -= 1
+            raise ApiError("cannot patch node own: timed out")
+        return answer
+
+    agent: Agent
+
+
+@pytest.fixture
+def quick(standin: Standin, tmp_path: Path) -> Iterator[Agent]:
+    with closing(QuickWatch(standin.kubeconfig(tmp_path / "kubeconfig"), "")) as api:
+        api.agent = Agent(api, standin)
+        yield api.agent
+        api.agent.announcer.close(False)
+        api.agent.announcer._thread.join(5)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_the_watch_brings_before_the_answer_is_our_own(
+    quick: Agent, admin: Admin, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    monkeypatch.setattr(module, "BURST_PERIOD", 0.0)
+    admin.create_node("own", {"wireguard-ip": "10.4.0.250/16"})
+    quick.observe()
+    for number in range(6):
+        quick.announcer._api.lost = lost if number else 0  # type: ignore[attr-defined]
+        address = f"10.4.0.{number}/16"
+        quick.announcer.announce(msgspec.structs.replace(HELLO, wireguard_ip=address))
+        eventually(lambda n=number: quick.count(Patched) > n)  # type: ignore[misc]
+        assert said(admin)["wireguard-ip"] == address
+    assert quick.count(Overwritten) == 0
+    assert not quick.announcer._overwritten
+
+
+def test_somebody_else_is_still_noticed_where_the_watch_is_quick(
+    quick: Agent, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BURST_PERIOD", 0.0)
+    admin.create_node("own")
+    quick.announcer.announce(HELLO)
+    for number in range(module.FIGHT_LIMIT):
+        eventually(lambda n=number: quick.count(Patched) > n)  # type: ignore[misc]
+        admin.annotate("own", key=f"theirs {number}")
+        quick.observe()
+    eventually(lambda: Overwritten(("key",)) in quick.reports)
+
+
+def test_what_is_changed_on_the_way_in_is_not_written_again_and_again(
+    standin: Standin, tmp_path: Path, admin: Admin
+) -> None:
+    """As an admission webhook may."""
+
+    class Changing(Api):
+        def patch(self, path: str, patch: Any, *more: Any) -> bytes:
+            annotations = dict(patch["metadata"]["annotations"])
+            annotations.pop("kilo.squat.ai/granularity", None)
+            return super().patch(path, {"metadata": {"annotations": annotations}}, *more)
+
+    admin.create_node("own")
+    with closing(Changing(standin.kubeconfig(tmp_path / "kubeconfig"), "")) as api:
+        agent = Agent(api, standin)
+        agent.announcer.announce(HELLO)
+        eventually(lambda: Overwritten(("granularity",)) in agent.reports)
+        time.sleep(0.3)
+        assert len(agent.patches()) == module.FIGHT_LIMIT
+        agent.announcer.close(False)
+
+
+def test_an_answer_about_another_node_is_none(agent: Agent, admin: Admin, standin: Standin) -> None:
+    admin.create_node("own")
+    admin.create_node("other")
+    agent.announcer._path = agent.announcer._path.replace("own", "other")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(PatchFailed))
+    failed = next(report.error for report in agent.reports if isinstance(report, PatchFailed))
+    assert str(failed) == "cannot patch node own: the answer is not about this node"
+    assert agent.count(Patched) == 0
 
 
 def test_many_changes_are_few_patches_and_the_last_one_wins(

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from kilo.errors import PermanentError
-from kilo.watcher.client import Api, ApiError
+from kilo.watcher import client
+from kilo.watcher.client import Api, ApiError, Broken
 from tests.apiserver import Admin, Standin
 from tests.apiserver.kubeconfig import write_kubeconfig
+from tests.unit.watcher.certificates import certify, server_context
+from tests.unit.watcher.oddserver import HEAD, Answer, OddServer, chunk, whole
 
 ROOT = Path(__file__).parents[3]
 NODES = "/api/v1/nodes"
@@ -49,74 +53,6 @@ def failure(api: Api, path: str = NODES) -> ApiError:
     return caught.value
 
 
-def python(code: str, *prefix: str, **environment: str) -> str:
-    """What a new interpreter prints."""
-    command = [*prefix, sys.executable, "-c", textwrap.dedent(code)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_only_what_is_needed_of_the_official_client_is_loaded(tmp_path: Path) -> None:
-    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1", "secret")
-    out = python(f"""
-        import sys
-        from kilo.watcher.client import Api
-        api = Api({kubeconfig!r}, "")
-        assert api.credentials() == {{"authorization": "Bearer secret"}}, api.credentials()
-        heavy = ("kubernetes", "pydantic", "requests_oauthlib", "oauthlib", "websocket", "aiohttp")
-        print(*sorted(m for m in sys.modules if m.split(".")[0] in heavy))
-        import kubernetes
-        print(kubernetes.client.V1Node.__name__)
-    """)
-    assert out.splitlines() == ["", "V1Node"], "and who wants the whole of it later can have it"
-
-
-def test_where_the_lean_way_fails_the_whole_package_is_loaded(tmp_path: Path) -> None:
-    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1", "secret")
-    out = python(f"""
-        from kilo.watcher import official
-        def fail(root): raise ImportError
-        official._load_lean = fail
-        from kilo.watcher.client import Api
-        print(Api({kubeconfig!r}, "").credentials()["authorization"])
-    """)
-    assert out == "Bearer secret\n"
-
-
-def test_in_cluster_the_service_account_is_read_and_read_again(tmp_path: Path) -> None:
-    out = python(
-        """
-        import os, pathlib, datetime
-        files = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
-        files.mkdir(parents=True)
-        (files / "ca.crt").write_text("none")
-        (files / "token").write_text("first")
-        from kilo.watcher.client import Api
-        api = Api("", "")
-        print(api.server, api.credentials()["authorization"])
-        (files / "token").write_text("second")
-        real = datetime.datetime
-        class Later(real):
-            @classmethod
-            def now(cls, tz=None): return real.now(tz) + datetime.timedelta(minutes=2)
-        datetime.datetime = Later
-        print(api.credentials()["authorization"])
-        """,
-        *["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run && exec "$@"', "sh"],
-        KUBERNETES_SERVICE_HOST="2001:db8::1",
-        KUBERNETES_SERVICE_PORT="443",
-    )
-    assert out.splitlines() == ["https://[2001:db8::1]:443 bearer first", "bearer second"]
-
-
-def test_outside_a_cluster_and_without_flags_it_says_which_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with pytest.raises(PermanentError, match="--kubeconfig or --master"):
-        Api("", "")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -135,11 +71,6 @@ def test_a_damaged_kubeconfig_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(PermanentError, match=str(path)):
         Api(str(path), "")
-
-
-def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PermanentError, match=r"--kubeconfig: .*/nothing does not exist"):
-        Api(str(tmp_path / "nothing"), "")
 
 
 def test_master_overrides_the_server(standin: Standin, tmp_path: Path, connect: Connect) -> None:
@@ -164,51 +95,16 @@ def test_tls_is_verified_unless_told_otherwise(tmp_path: Path) -> None:
     assert not Api(str(kubeconfig), "").verified
 
 
-def test_client_certificates_are_taken_from_the_kubeconfig(tmp_path: Path) -> None:
-    user: dict[str, object] = {
-        "client-certificate-data": base64.b64encode(b"certificate").decode(),
-        "client-key-data": base64.b64encode(b"key").decode(),
-    }
-    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "https://127.0.0.1:1", user=user)
-    out = python(f"""
-        from kilo.watcher.client import Api
-        pool = Api({kubeconfig!r}, "")._pool
-        for name in ("cert_file", "key_file"):
-            print(open(pool.connection_pool_kw[name]).read())
-    """)
-    assert out.split() == ["certificate", "key"]
-
-
-def exec_user(script: Path, body: str) -> dict[str, object]:
-    script.write_text(f"#!/bin/sh\n{body}\n")
-    script.chmod(0o755)
-    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(script)}}
-
-
-def test_an_exec_plugin_is_run_and_run_again_when_its_token_expires(
+def test_a_refused_token_makes_the_configuration_be_read_again(
     standin: Standin, tmp_path: Path, connect: Connect
 ) -> None:
-    answer = '{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":%s}'
-    status = '{"token":"token-$N","expirationTimestamp":"2020-01-01T00:00:00Z"}'
-    quoted = (answer % status).replace('"', '\\"')
-    user = exec_user(
-        tmp_path / "plugin", f'echo x >> {tmp_path}/runs; N=$(wc -l < {tmp_path}/runs); echo "{quoted}"'
-    )
-    api = connect(write_kubeconfig(tmp_path / "kubeconfig", standin.url, user=user))
-    standin.admit("token-2")
-    api.get(NODES, {}, "list nodes")
-    assert standin.requests[-1].headers["authorization"] == "Bearer token-2"
-
-
-def test_a_refused_token_makes_the_kubeconfig_be_read_again(
-    standin: Standin, tmp_path: Path, connect: Connect
-) -> None:
-    token = tmp_path / "token"
-    token.write_text("old")
-    user: dict[str, object] = {"tokenFile": str(token)}
-    api = connect(write_kubeconfig(tmp_path / "kubeconfig", standin.url, user=user))
+    """A file system that hides a change from us is not asked twice."""
+    kubeconfig = tmp_path / "kubeconfig"
+    api = connect(standin.kubeconfig(kubeconfig, token="old"))
     standin.admit("new")
-    token.write_text("new")
+    state = kubeconfig.stat()
+    standin.kubeconfig(kubeconfig, token="new")
+    os.utime(kubeconfig, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert failure(api).status == 401
     assert b"NodeList" in api.get(NODES, {}, "list nodes")
 
@@ -223,6 +119,92 @@ def test_a_kubeconfig_that_became_unreadable_is_kept_as_it_was(
     assert failure(api).status == 401
     standin.admit("old")
     assert b"NodeList" in api.get(NODES, {}, "list nodes")
+
+
+def test_credentials_that_do_not_come_are_a_failed_request(
+    standin: Standin, tmp_path: Path, connect: Connect
+) -> None:
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/false"}
+    api = connect(write_kubeconfig(tmp_path / "kubeconfig", standin.url, user={"exec": plugin}))
+    error = failure(api)
+    assert str(error) == "cannot list nodes: credentials: credential plugin /bin/false: exit status 1"
+    assert (error.status, standin.requests) == (0, deque())
+
+
+# Over TLS.
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("certificates")
+    for name in ("server", "client"):
+        certify(directory, name)
+    return directory
+
+
+@pytest.fixture
+def secure(certificates: Path) -> Iterator[OddServer]:
+    """A server that admits the client of ``certificates``, and nobody else."""
+    server = certificates / "server.crt", certificates / "server.key"
+    context = server_context(server, certificates / "client.crt")
+    with closing(OddServer(lambda request: iter([whole(b"{}")]), context)) as odd:
+        yield odd
+
+
+def inline(directory: Path, name: str) -> dict[str, object]:
+    """A user section with a certificate and its key written out."""
+    return {
+        f"client-{part}-data": base64.b64encode((directory / f"{name}.{end}").read_bytes()).decode()
+        for part, end in (("certificate", "crt"), ("key", "key"))
+    }
+
+
+def test_client_certificates_are_taken_from_the_kubeconfig(
+    certificates: Path, secure: OddServer, tmp_path: Path, connect: Connect
+) -> None:
+    ca, user = str(certificates / "server.crt"), inline(certificates, "client")
+    api = connect(write_kubeconfig(tmp_path / "kubeconfig", secure.url, ca=ca, user=user))
+    assert api.get("/x", {}, "ask") == b"{}"
+    assert secure.subjects == ["client"]
+
+
+def test_the_server_must_be_the_one_that_the_authority_vouches_for(
+    certificates: Path, secure: OddServer, tmp_path: Path, connect: Connect
+) -> None:
+    user = inline(certificates, "client")
+    kubeconfig = tmp_path / "kubeconfig"
+    other = connect(write_kubeconfig(kubeconfig, secure.url, ca=str(certificates / "client.crt"), user=user))
+    assert "certificate verify failed" in str(failure(other))
+    config = json.loads(kubeconfig.read_text())
+    config["clusters"][0]["cluster"] |= {"certificate-authority": str(certificates / "server.crt")}
+    config["clusters"][0]["cluster"] |= {"tls-server-name": "elsewhere"}
+    kubeconfig.write_text(json.dumps(config))
+    assert "'elsewhere'" in str(failure(other))
+    config["clusters"][0]["cluster"] |= {"tls-server-name": "kubernetes"}
+    kubeconfig.write_text(json.dumps(config))
+    assert other.get("/x", {}, "ask") == b"{}"
+    config["clusters"][0]["cluster"] = {"server": secure.url, "insecure-skip-tls-verify": True}
+    kubeconfig.write_text(json.dumps(config))
+    assert other.get("/x", {}, "ask") == b"{}"
+    assert not other.verified
+
+
+def test_no_key_is_ever_in_a_file(certificates: Path, secure: OddServer, tmp_path: Path) -> None:
+    ca, user = str(certificates / "server.crt"), inline(certificates, "client")
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", secure.url, ca=ca, user=user)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = f"""
+        import os
+        from kilo.watcher.client import Api
+        print(Api({kubeconfig!r}, "").get("/x", {{}}, "ask"), flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=60, check=False)
+    assert done.stdout == b"b'{}'\n", done.stderr
+    assert os.listdir(temporary) == []
 
 
 def test_errors_say_what_was_wanted_and_what_was_answered(api: Api, standin: Standin) -> None:
@@ -292,3 +274,88 @@ def test_a_stream_can_be_cut_from_another_thread(api: Api, standin: Standin) -> 
         list(stream.batches())
     assert time.monotonic() - started < 5
     stream.close()
+
+
+# Without an end.
+
+
+@pytest.fixture
+def odd(connect: Connect) -> Iterator[Callable[[Answer], Api]]:
+    with ExitStack() as stack:
+        yield lambda answer: connect("", stack.enter_context(closing(OddServer(answer))).url)
+
+
+def test_a_line_without_an_end_costs_no_more_memory_than_is_allowed(
+    odd: Callable[[Answer], Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LINE_LIMIT", 1 << 20)
+    sent = []
+
+    def answer(request: str) -> Iterator[bytes]:
+        yield HEAD
+        yield chunk(b'{"type":"ADDED"}\n')
+        for number in range(64):
+            sent.append(number)
+            yield chunk(b"x" * (1 << 18))
+
+    stream = odd(answer).stream(NODES, {"watch": "1"}, "watch nodes", 5)
+    lines: list[bytes] = []
+    with pytest.raises(ApiError, match="cannot watch nodes: a line of it is longer than 1 MiB") as caught:
+        for batch in stream.batches():
+            lines += batch
+    stream.close()
+    assert lines == [b'{"type":"ADDED"}\n']
+    assert not isinstance(caught.value, Broken), "it is no mere interruption"
+    assert len(sent) < 40, "and the rest is not waited for"
+
+
+def test_one_chunk_without_an_end_is_not_waited_for(
+    odd: Callable[[Answer], Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "LINE_LIMIT", 1 << 20)
+
+    def answer(request: str) -> Iterator[bytes]:
+        yield HEAD + b"fffffff\r\n"
+        for _ in range(8):
+            yield b"x" * (1 << 18)
+        time.sleep(5)
+
+    stream = odd(answer).stream(NODES, {"watch": "1"}, "watch nodes", 3)
+    with pytest.raises(ApiError, match="longer than 1 MiB"):
+        list(stream.batches())
+    stream.close()
+
+
+def test_an_answer_without_an_end_is_not_waited_for(
+    odd: Callable[[Answer], Api], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drip(request: str) -> Iterator[bytes]:
+        yield HEAD
+        for _ in range(100):
+            time.sleep(0.05)
+            yield chunk(b"x")
+
+    def flood(request: str) -> Iterator[bytes]:
+        yield HEAD
+        while True:
+            yield chunk(b"x" * (1 << 18))
+
+    started = time.monotonic()
+    with pytest.raises(ApiError, match="cannot patch: the answer did not end in time"):
+        odd(drip).patch("/x", {}, "patch", 0.5)
+    assert time.monotonic() - started < 3
+    monkeypatch.setattr(client, "GET_TIMEOUT", 0.5)
+    with pytest.raises(ApiError, match="cannot list nodes: the answer did not end in time"):
+        odd(drip).get(NODES, {}, "list nodes")
+    monkeypatch.undo()
+    monkeypatch.setattr(client, "ANSWER_LIMIT", 1 << 20)
+    with pytest.raises(ApiError, match="cannot list nodes: the answer is too long"):
+        odd(flood).get(NODES, {}, "list nodes")
+
+
+@pytest.mark.parametrize("wait", ["soon", "\u00b2", "-1", "1.5", "9" * 400])
+def test_a_server_may_say_nonsense_about_when_to_come_again(odd: Callable[[Answer], Api], wait: str) -> None:
+    head = f"HTTP/1.1 503 Busy\r\nRetry-After: {wait}\r\nContent-Length: 5\r\n\r\noops\n"
+    error = failure(odd(lambda request: iter([head.encode("latin-1")])))
+    assert str(error) == "cannot list nodes: 503 Busy"
+    assert error.retry_after in (None, float("inf"))

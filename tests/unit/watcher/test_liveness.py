@@ -15,7 +15,6 @@ def started(last_seen: int = WALL, now: float = 100.0) -> Liveness:
     liveness = Liveness()
     liveness.contact(now)
     liveness.sight("n", last_seen, now, WALL)
-    liveness.listed()
     return liveness
 
 
@@ -33,7 +32,18 @@ def test_a_first_timestamp_is_judged_by_the_clock() -> None:
     assert started(WALL - 59).alive("n")
     assert not started(WALL - 60).alive("n")
     assert not started(0).alive("n")
+    assert not started(0).doubtful("n"), "a node that has left says so"
     assert started(WALL + 3600).alive("n"), "a clock that is ahead"
+
+
+def test_an_old_first_timestamp_leaves_in_doubt_for_as_long_as_a_check_in_may_take() -> None:
+    """Its clock may be slow, or an outage just over in which nobody could check in."""
+    liveness = started(WALL - 150)
+    assert liveness.doubtful("n")
+    speak(liveness, 100, 155)
+    assert liveness.doubtful("n") and not liveness.alive("n")
+    speak(liveness, 155, 175)
+    assert not liveness.doubtful("n") and not liveness.alive("n")
 
 
 def test_a_first_timestamp_counts_from_when_it_was_written() -> None:
@@ -41,12 +51,25 @@ def test_a_first_timestamp_counts_from_when_it_was_written() -> None:
     speak(liveness, 100, 105)
     assert liveness.alive("n")
     speak(liveness, 105, 120)
-    assert not liveness.alive("n")
+    assert liveness.doubtful("n"), "we have not been here for long enough to know"
+    speak(liveness, 120, 175)
+    assert not liveness.doubtful("n") and not liveness.alive("n")
+
+
+def test_no_doubt_becomes_death_while_the_api_is_away() -> None:
+    liveness = started(WALL - 150)
+    liveness.lost(READING)
+    speak(liveness, 100, 140)
+    liveness.lost(READING)
+    for _ in range(10):
+        assert liveness.judge() == []
+    speak(liveness, 1000, 1055)
+    assert liveness.doubtful("n")
 
 
 def test_a_node_whose_clock_is_wrong_lives_by_its_changes() -> None:
     liveness = started(WALL - 86_400)
-    assert not liveness.alive("n")
+    assert not liveness.alive("n") and liveness.doubtful("n")
     now = 100.0
     for change in range(1, 10):
         now = speak(liveness, now, now + PERIOD)
@@ -116,21 +139,6 @@ def test_nobody_dies_while_the_api_is_away_for_reading_or_writing() -> None:
         assert liveness.alive("n")
         speak(liveness, 455, 480)
         assert not liveness.alive("n")
-
-
-def test_where_the_api_was_away_when_we_started_first_timestamps_say_nothing() -> None:
-    liveness = Liveness()
-    liveness.lost(READING)
-    liveness.contact(50)
-    liveness.sight("old", WALL - 500, 50, WALL)
-    liveness.sight("never", 0, 50, WALL)
-    liveness.listed()
-    liveness.sight("late", WALL - 500, 51, WALL)
-    assert liveness.alive("old")
-    assert not liveness.alive("never")
-    assert not liveness.alive("late"), "after the first list, timestamps are judged as usual"
-    speak(liveness, 50, 120)
-    assert not liveness.alive("old")
 
 
 def test_forgotten_nodes_start_anew() -> None:

@@ -77,14 +77,29 @@ def test_a_malformed_object_costs_only_itself() -> None:
     assert [peer.metadata.name for peer in peers.items] == ["a", "c"]
     assert [bad.name for bad in peers.refused] == ["b"]
     assert (peers.metadata.resource_version, peers.metadata.continue_) == ("9", "t")
-    nodes = decode_nodes(json.dumps({"metadata": {}, "items": None}).encode())
-    assert (nodes.items, nodes.refused, nodes.metadata.continue_) == ([], [], None)
 
 
-@pytest.mark.parametrize("raw", [b"{", b"[]", b'{"items":5}', b"\xff"])
-def test_a_list_that_does_not_decode(raw: bytes) -> None:
-    with pytest.raises(ProtocolError, match="list of Nodes"):
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"{", "input data was truncated"),
+        (b"[]", "expected `object`, got `array`"),
+        (b"\xff", "JSON is malformed"),
+        (b"{}", "missing required field `kind`"),
+        (b'{"kind":"NodeList","metadata":{"resourceVersion":"1"}}', "missing required field `items`"),
+        (b'{"kind":"NodeList","metadata":{"resourceVersion":"1"},"items":null}', "items: expected `array`"),
+        (b'{"kind":"NodeList","metadata":{"resourceVersion":"1"},"items":5}', "items: expected `array`"),
+        (b'{"kind":"NodeList","items":[]}', "missing required field `metadata`"),
+        (b'{"kind":"NodeList","metadata":{},"items":[]}', "metadata.resourceVersion is missing"),
+        (b'{"kind":"PodList","metadata":{"resourceVersion":"1"},"items":[]}', "the kind is 'PodList'"),
+        (b'{"kind":"Status","metadata":{},"items":[],"code":503}', "the kind is 'Status'"),
+    ],
+)
+def test_what_is_no_list_does_not_count_as_an_empty_one(raw: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
         decode_nodes(raw)
+    assert str(caught.value).startswith("NodeList: ")
+    assert reason.lower() in str(caught.value).lower()
 
 
 def test_watch_events() -> None:

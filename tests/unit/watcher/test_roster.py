@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kilo.model.node import Endpoint, Node, Peer, Problem
 from kilo.watcher.objects import MalformedObject, NodeObject, PeerObject, decode_node, decode_peer
-from kilo.watcher.roster import LOCAL, NODE, PEER, Roster
+from kilo.watcher.roster import IN_DOUBT, LOCAL, NODE, PEER, Roster
 
 V = TypeVar("V")
 WALL = 1_700_000_000.0
@@ -146,7 +146,6 @@ def test_who_takes_no_part_is_named_with_the_field_and_since_when() -> None:
         ("spec.podCIDR", {"pod_cidr": ""}),
         ("last-seen", {"last_seen": None}),
         ("last-seen", {"last_seen": "yesterday"}),
-        ("last-seen", {"last_seen": str(int(WALL) - 61)}),
     ):
         world = World()
         world.node(**change)
@@ -178,11 +177,27 @@ def test_a_malformed_field_that_is_not_needed_costs_only_itself() -> None:
 def test_a_silent_node_leaves_and_comes_back() -> None:
     world = World()
     world.node()
+    world.node(last_seen=str(int(WALL) + 30))
     world.pass_time(70)
     assert not world.members
     assert set(world.problems) == {"node/n1/last-seen"}
     assert world.node(last_seen=str(int(WALL) + 1))
     assert "node/n1" in world.members
+    assert not world.problems
+
+
+def test_a_node_in_doubt_is_a_member_that_says_so_until_it_has_had_its_time() -> None:
+    world = World()
+    world.node(last_seen=str(int(WALL) - 3600))
+    doubtful = world.members["node/n1"]
+    assert isinstance(doubtful, Node) and doubtful.doubtful
+    assert world.problems["node/n1/last-seen"].reason == IN_DOUBT
+    world.pass_time(70)
+    assert not world.members
+    assert "not checked in" in world.problems["node/n1/last-seen"].reason
+    world.node(last_seen=str(int(WALL) - 3500))
+    sure = world.members["node/n1"]
+    assert isinstance(sure, Node) and not sure.doubtful
     assert not world.problems
 
 

@@ -400,6 +400,23 @@ def test_peers_that_are_not_served_for_a_moment_are_not_gone(
     assert following.known == {"p"}
 
 
+def test_where_nothing_of_kubernetes_answers_peers_are_not_gone(
+    start: Start, admin: Admin, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load balancer without a server behind it says 404 to everything."""
+    monkeypatch.setattr(module, "GONE_AFTER", 0.3)
+    admin.create_peer("p", publicKey="x", allowedIPs=[])
+    following = start(PEERS)
+    following.knows("p")
+    eventually(lambda: standin.watches() == 1)
+    standin.fail(404, times=None)
+    standin.drop()
+    eventually(following.failures)
+    threading.Event().wait(1.0)
+    assert following.count(Missing) == 0
+    assert following.known == {"p"}
+
+
 def test_it_ends_when_told_to_also_while_it_waits(start: Start, standin: Standin) -> None:
     watching, waiting = start(), start(PEERS)
     watching.watching()

@@ -16,11 +16,13 @@ from kilo.bus import ANNOUNCE, CLUSTER, PROBLEMS, Change, Subscription, Topic
 from kilo.config import Config
 from kilo.model.host import WorkerState
 from kilo.model.node import Announcement, Endpoint, Node, Peer, Problem
+from kilo.model.node import ApiServer as ApiEntry
 from kilo.watcher.roster import LOCAL
 from kilo.watcher.worker import WatcherWorker
 from tests.apiserver import CRDS_FILE, Admin, ApiServer, Standin
 from tests.apiserver import store as kinds
 from tests.feeding import Bus, Running, eventually, running
+from tests.unit.watcher.oddserver import OddServer, whole
 
 LABEL = "topology.kubernetes.io/region"
 
@@ -88,9 +90,9 @@ class Watcher:
         self.problems = Topics(bus, PROBLEMS)
 
     def has(self, *keys: str) -> None:
-        """Wait until exactly these are published."""
+        """Wait until exactly these are published, beside the API server's own entry."""
         eventually(
-            lambda: self.cluster.published and set(self.cluster.state) == set(keys),
+            lambda: self.cluster.published and set(self.cluster.state) == {*keys, ApiEntry.KEY},
             what=f"{sorted(keys)}, there is {sorted(self.cluster.state)}, {self.process.log}",
         )
 
@@ -215,7 +217,7 @@ def test_a_check_in_reaches_no_further_than_the_watcher(start: Start, admin: Adm
     for number in range(2, 12):
         add(admin, f"n{number}", number)
     watcher = start()
-    eventually(lambda: len(watcher.cluster.state) == 12 and watcher.problems.published)
+    eventually(lambda: len(watcher.cluster.state) == 13 and watcher.problems.published)
     position, problems = watcher.cluster.position, watcher.problems.position
     for second in range(5):
         for number in range(2, 12):
@@ -274,14 +276,34 @@ def test_garbage_costs_only_itself(start: Start, admin: Admin) -> None:
     watcher.has(LOCAL, "node/own", "node/bad")
 
 
-def test_silent_nodes_are_left_out_until_they_check_in(start: Start, admin: Admin) -> None:
+def test_nodes_that_were_silent_are_in_doubt_until_they_check_in(start: Start, admin: Admin) -> None:
     add(admin, "own", 1)
     add(admin, "n2", 2, last_seen=str(int(time.time()) - 3600))
     watcher = start()
-    watcher.has(LOCAL, "node/own")
-    eventually(lambda: "node/n2/last-seen" in watcher.problems.state)
-    admin.check_in("n2", time.time() - 3590)
     watcher.has(LOCAL, "node/own", "node/n2")
+    assert watcher.cluster.state["node/n2"].doubtful
+    problem = eventually(lambda: watcher.problems.state.get("node/n2/last-seen"))
+    assert "too old to tell" in problem.reason
+    admin.check_in("n2", time.time() - 3590)
+    eventually(lambda: not watcher.cluster.state["node/n2"].doubtful)
+    eventually(lambda: not watcher.problems.state)
+
+
+def test_where_the_api_server_is_and_whether_it_answers(
+    faulty: Start, standin: Standin, editor: Admin
+) -> None:
+    add(editor, "own", 1)
+    labels = {"node-role.kubernetes.io/control-plane": ""}
+    editor.create_node("cp", participant(2), "10.2.2.0/24", labels)
+    watcher = faulty()
+    watcher.has(LOCAL, "node/own", "node/cp")
+    assert watcher.cluster.state["node/cp"].control_plane
+    assert watcher.cluster.state[ApiEntry.KEY] == ApiEntry(("127.0.0.1",), True)
+    standin.refuse()
+    eventually(lambda: watcher.cluster.state[ApiEntry.KEY] == ApiEntry(("127.0.0.1",), False), 30)
+    assert set(watcher.cluster.state) == {LOCAL, "node/own", "node/cp", ApiEntry.KEY}
+    standin.accept()
+    eventually(lambda: watcher.cluster.state[ApiEntry.KEY].reachable, 40)
 
 
 def test_a_name_that_does_not_resolve_costs_that_endpoint(start: Start, admin: Admin) -> None:
@@ -359,19 +381,6 @@ def test_the_api_goes_away_and_comes_back(faulty: Start, standin: Standin, edito
     assert len(logged) < 6, "not a line for every attempt"
 
 
-def test_where_the_api_was_away_at_the_start_old_timestamps_are_no_deaths(
-    faulty: Start, standin: Standin, editor: Admin
-) -> None:
-    add(editor, "own", 1)
-    add(editor, "n2", 2, last_seen=str(int(time.time()) - 150))
-    editor.close()
-    standin.refuse()
-    watcher = faulty()
-    watcher.failing("api nodes", "Connection refused")
-    standin.accept()
-    watcher.has(LOCAL, "node/own", "node/n2")
-
-
 def test_a_lost_history_loses_nothing(faulty: Start, standin: Standin, editor: Admin) -> None:
     add(editor, "own", 1)
     add(editor, "goes", 2)
@@ -400,6 +409,14 @@ def test_an_object_that_does_not_even_decode_costs_only_itself(
     editor.delete(kinds.NODES, "bad")
     editor.delete(kinds.PEERS, "bad")
     eventually(lambda: not watcher.problems.state)
+
+
+def test_an_object_without_a_name_is_told(make: Start, standin: Standin) -> None:
+    head = b'{"kind":"NodeList","metadata":{"resourceVersion":"1"},"items":['
+    with closing(OddServer(lambda request: iter([whole(head + b'{"metadata":{"name":7}}]}')]))) as odd:
+        watcher = make(standin, kubeconfig="", master=odd.url)
+        eventually(lambda: "an object without a name is left out" in watcher.process.messages("warn"))
+        eventually(lambda: watcher.state().errors.get("object"))
 
 
 def test_check_ins_that_fail_are_told(faulty: Start, standin: Standin, editor: Admin) -> None:

@@ -73,6 +73,46 @@ class DeviceContract:
         assert state.peers[key(1)].allowed_ips == frozenset(kept)
         assert state.peers[key(2)].allowed_ips == {"10.32.0.2/32"}
 
+    def test_hundreds_of_addresses_move_from_one_peer_to_another(self, device: Device) -> None:
+        """Some, then all, and at last with the peer that goes."""
+        pairs = [(f"10.64.{n}.0/24", f"fd00:64:{n:x}::/48") for n in range(1, 251)]
+        networks = tuple(network for pair in pairs for network in pair)
+        own = "10.2.2.0/24"
+        assert device.change(
+            [PeerChange(key(1), allowed_ips=networks), PeerChange(key(2), allowed_ips=(own,))]
+        ) == ["", ""]
+
+        def held() -> dict[str, frozenset[str]]:
+            return {name: peer.allowed_ips for name, peer in device.read().peers.items()}
+
+        some = networks[::3]
+        assert device.change([PeerChange(key(2), allowed_ips=some)]) == [""]
+        assert held() == {key(1): set(networks) - set(some), key(2): {own, *some}}
+        assert device.change([PeerChange(key(2), allowed_ips=networks)]) == [""]
+        assert held() == {key(1): frozenset(), key(2): {own, *networks}}
+        moved = PeerChange(key(3), allowed_ips=networks)
+        assert device.change([moved, PeerChange(key(2), remove=True)]) == ["", ""]
+        assert held() == {key(1): frozenset(), key(3): frozenset(networks)}
+
+    def test_one_thing_changes_and_the_rest_stays(self, device: Device) -> None:
+        device.change([FULL])
+        state = FULL_STATE
+        for change, expected in (
+            (PeerChange(key(1), endpoint=("2001:db8::7", 7)), {"endpoint": ("2001:db8::7", 7)}),
+            (PeerChange(key(1), keepalive=0), {"keepalive": 0}),
+            (PeerChange(key(1), keepalive=65535), {"keepalive": 65535}),
+            (
+                PeerChange(key(1), preshared_key=PresharedKey(key(8))),
+                {"preshared_key": PresharedKey(key(8))},
+            ),
+            (PeerChange(key(1), preshared_key=PresharedKey(ZERO)), {"preshared_key": None}),
+            (PeerChange(key(1), allowed_ips=("::/0",)), {"allowed_ips": FULL_STATE.allowed_ips | {"::/0"}}),
+            (PeerChange(key(1), endpoint=("198.51.100.2", 65535)), {"endpoint": ("198.51.100.2", 65535)}),
+        ):
+            state = state._replace(**expected)
+            assert device.change([change]) == [""]
+            assert device.read().peers == {key(1): state}
+
     def test_a_peer_that_is_refused_costs_itself_alone(self, device: Device) -> None:
         bad = PeerChange(key(2), allowed_ips=("10.2.2.0/99",))
         errors = device.change([PeerChange(key(1)), bad, PeerChange(key(3))])

@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ import pytest
 from kilo.errors import TemporaryError
 from kilo.model.keys import ZERO
 from kilo.netctl.wireguard import kernel, uapi
-from kilo.netctl.wireguard.device import DeviceState, PeerChange, PeerState, one_by_one
+from kilo.netctl.wireguard.device import DeviceRefused, DeviceState, PeerChange, PeerState, one_by_one
 from kilo.netctl.wireguard.uapi import Userspace
-from tests.unit.netctl.hosts import SOCKETS, Host
+from tests.unit.netctl.hosts import SOCKETS, Host, stopped
 from tests.unit.netctl.plans import key
 from tests.unit.netctl.wireguard.contract import FULL, FULL_STATE, KEY, DeviceContract
 
@@ -63,6 +65,67 @@ def test_a_device_that_went_and_came_back_is_reached_again(wireguard_go: str, de
     finally:
         other.kill()
         other.wait()
+
+
+def took(work: Callable[[], object]) -> float:
+    """The seconds until ``work`` failed for want of an answer."""
+    start = time.monotonic()
+    with pytest.raises(TemporaryError, match="does not answer"):
+        work()
+    return time.monotonic() - start
+
+
+def test_a_device_that_does_not_answer_costs_one_second_once(
+    wireguard_go: str, device: Userspace, host: Host
+) -> None:
+    (pid,) = host.programs()
+    device.configure(KEY, 51820)
+    changes = [PeerChange(key(n), allowed_ips=(f"10.2.{n}.0/24",)) for n in range(1, 51)]
+    with stopped(pid):
+        assert took(lambda: device.change(changes)) < 1.3, "the batch fails as a whole"
+        assert took(device.read) < 0.1, "and so does what comes while the answer is owed"
+        assert took(lambda: device.change(changes[:2])) < 0.1
+    time.sleep(0.3)
+    assert len(device.read().peers) == 50, "what it was told is done, and the late answer is nobody's"
+    assert device.change([PeerChange(key(1), remove=True)]) == [""]
+    assert len(device.read().peers) == 49
+
+
+def test_a_late_answer_is_taken_by_who_asks_the_same_again(
+    wireguard_go: str, device: Userspace, host: Host
+) -> None:
+    """A host that is so slow that no answer comes in time would never get one."""
+    device.configure(KEY, 51820)
+    with stopped(host.programs()[0]):
+        took(device.read)
+    time.sleep(0.3)
+    exchanges: list[str] = []
+    exchange = device._exchange
+
+    def counted(question: str) -> str:
+        exchanges.append(question)
+        return exchange(question)
+
+    device._exchange = counted  # type: ignore[method-assign]
+    assert device.read().private_key == KEY
+    assert exchanges == []
+    assert device.read().private_key == KEY
+    assert exchanges == ["get=1\n\n"]
+
+
+def test_a_device_that_dies_while_an_answer_is_owed_is_reached_again(
+    wireguard_go: str, device: Userspace, host: Host
+) -> None:
+    (pid,) = host.programs()
+    with stopped(pid):
+        took(device.read)
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(500):
+        if not uapi.answers(wireguard_go):
+            break
+        threading.Event().wait(0.01)
+    with pytest.raises(TemporaryError, match="nothing answers at"):
+        device.read()
 
 
 def serve(path: Path, answer: bytes) -> threading.Thread:
@@ -108,11 +171,23 @@ def test_one_by_one_isolates_the_refused_of_a_part() -> None:
         names = [change.public_key for change in changes]
         sent.append(names)
         if "b" in names:
-            raise TemporaryError("no b")
+            raise DeviceRefused("no b")
 
     changes = [PeerChange(name, allowed_ips=("x",) * 6) for name in "abcde"]
     assert one_by_one(changes, 20, send) == ["", "no b", "", "", ""]
     assert sent == [["a", "b"], ["a"], ["b"], ["c", "d"], ["e"]]
+
+
+def test_one_by_one_asks_nobody_who_does_not_answer() -> None:
+    sent: list[int] = []
+
+    def send(changes: Any) -> None:
+        sent.append(len(changes))
+        raise TemporaryError("no answer")
+
+    with pytest.raises(TemporaryError, match="no answer"):
+        one_by_one([PeerChange(name) for name in "abcde"], 100, send)
+    assert sent == [5]
 
 
 # The kernel's messages, with pyroute2 on the other side.

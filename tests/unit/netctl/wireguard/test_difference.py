@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kilo.model.keys import ZERO, PresharedKey
-from kilo.model.plan import PlanItem, PlannedPeer
+from kilo.model.plan import PlanItem, PlannedPeer, Route, route_key
 from kilo.netctl.key import PrivateKey
 from kilo.netctl.wireguard.device import DeviceState, PeerChange, PeerState
 from kilo.netctl.wireguard.difference import SESSION, Claims, endpoint_change
@@ -144,6 +145,24 @@ def test_a_node_with_a_new_key_takes_its_addresses_along_before_the_old_one_goes
     settle(peers)
     assert [(c.public_key, c.remove) for c in device.told] == [(key(2), False), (key(1), True)]
     assert not device.homeless
+
+
+@pytest.mark.parametrize(("stays_routed", "messages"), [(False, 1), (True, 2)])
+def test_a_new_pod_cidr_is_one_message_where_no_packet_can_go_to_the_old_one(
+    stays_routed: bool, messages: int
+) -> None:
+    old, new = "10.2.1.0/24", "10.2.9.0/24"
+    device = FakeDevice()
+    peers = Peers(lambda: device, clock=lambda: NOW)
+    before, after = (PlannedPeer(key(1), (pods, "10.4.0.1/32")) for pods in (old, new))
+    peers.update({before.key: before, route_key(old): Route(old, "wireguard")}, ())
+    settle(peers)
+    device.told.clear()
+    peers.update({after.key: after}, [] if stays_routed else [route_key(old)])
+    settle(peers)
+    assert len(device.told) == messages
+    assert device.told[0].replace == (messages == 1)
+    assert device.peers[key(1)].allowed_ips == {new, "10.4.0.1/32"}
 
 
 def test_an_allowed_ip_that_two_want_goes_to_one_and_the_other_is_named() -> None:

@@ -1,0 +1,90 @@
+"""There is one netctl for an interface in a network namespace: two would undo each other's work.
+
+The mark is an abstract Unix socket, of which the kernel keeps one a name and network namespace, and
+which is gone the moment its holder is, however that ended. Called by kilo.netctl.worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import time
+
+from kilo.errors import TemporaryError
+from kilo.log import Logger
+
+PATIENCE = 3.0
+"""Seconds for a predecessor to end: it may be busy with its clean-up."""
+_LOOK = 0.02
+_CREDENTIALS = struct.Struct("=3i")
+_CALLERS = 16
+
+
+class Claim:
+    """The claim to ``interface``, held until ``close``.
+
+    Raises TemporaryError, naming the process, if another netctl holds it. Anybody on the host can
+    make a socket of that name; one of a user who cannot be netctl keeps nobody from working.
+    """
+
+    def __init__(self, interface: str, log: Logger, patience: float = PATIENCE) -> None:
+        self._name = f"\0kilo/netctl/{interface}"
+        self._socket: socket.socket | None = None
+        end = time.monotonic() + patience
+        while not self._take():
+            holder = self._holder()
+            if holder is not None and holder[1] not in (0, os.geteuid()):
+                log.warn(
+                    "a process that is no netctl pretends to be one; going on", pid=holder[0], uid=holder[1]
+                )
+                return
+            if time.monotonic() >= end:
+                who = (
+                    f"pid {holder[0]}" if holder and holder[0] else "a process that cannot be seen from here"
+                )
+                raise TemporaryError(
+                    f"another netctl ({who}) has the interface {interface} in this network namespace; "
+                    "end it, or give another --interface"
+                )
+            time.sleep(_LOOK)
+
+    def _take(self) -> bool:
+        """Try to have the name. Its holder says who it is to whoever connects, and never answers."""
+        mark = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            mark.bind(self._name)
+            mark.listen(_CALLERS)
+        except OSError as e:
+            mark.close()
+            if e.errno != errno.EADDRINUSE:
+                raise TemporaryError(f"the mark of netctl cannot be set: {e.strerror}") from e
+            return False
+        self._socket = mark
+        return True
+
+    def _holder(self) -> tuple[int, int] | None:
+        """Process id (0 if it is in another pid namespace) and user of who has the name, if anybody."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
+            try:
+                caller.connect(self._name)
+                found = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            except OSError:
+                return None  # just gone, or too many callers
+        pid, uid, _ = _CREDENTIALS.unpack(found)
+        return pid, uid
+
+    def forget_callers(self) -> None:
+        """Let go of those who have asked who this is: call it now and then."""
+        for _ in range(_CALLERS):
+            with contextlib.suppress(OSError):
+                if self._socket is not None:
+                    self._socket.accept()[0].close()
+
+    def close(self) -> None:
+        """Give the claim up."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

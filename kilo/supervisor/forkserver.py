@@ -1,0 +1,41 @@
+"""The forkserver: workers are forked from a small process that holds no socket and no thread, and
+share the memory of what they all import.
+
+It is one of multiprocessing's, of which two things are private: which processes it consists of, and
+that a signal mask in place when it is started is its own and its children's.
+"""
+
+from __future__ import annotations
+
+import signal
+from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing.context import ForkServerContext
+
+from kilo.worker import ENDING
+
+PRELOAD = ["kilo.supervisor.child", "kilo.bus", "multiprocessing.spawn"]
+
+
+def process_context() -> ForkServerContext:
+    """What makes the processes. Starts nothing yet."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def ensure_running() -> None:
+    """Start what is not running, with the signals that end us blocked: a signal to the process group
+    ends neither it nor a worker that has no handlers yet. Workers unblock them. Raises OSError."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        resource_tracker.ensure_running()  # which unblocks some of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def own_pids() -> set[int | None]:
+    """The processes whose end multiprocessing waits for by itself."""
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return {server, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]

@@ -1,0 +1,152 @@
+"""How the API server is reached and who we are, as the flags and the files that they name say.
+
+Files are read, nothing more: no program is run and nobody is asked. Used by kilo.watcher.session.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from urllib3.util import make_headers
+
+from kilo.errors import PermanentError, ProtocolError
+from kilo.watcher.kubeconfig import Exec, Kubeconfig, parse_kubeconfig
+from kilo.watcher.official import official
+from kilo.watcher.tls import Tls
+
+FILE_LIMIT = 16 << 20
+"""Bytes that are read of a file."""
+Stamp = tuple[int, int, int] | None
+"""Inode, size and last change in ns; None of a file that is not there."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """``source`` is named in errors; ``server``: a URL without a slash at its end; ``authorization``: the
+    value of that header, or "".
+
+    Where there is a ``plugin`` or a ``provider``, it must be asked who we are. ``files``: all that
+    were read, and in which state each was.
+    """
+
+    source: str
+    server: str
+    tls: Tls = field(default_factory=Tls)
+    proxy: str = ""
+    authorization: str = field(default="", repr=False)
+    kubeconfig: Kubeconfig | None = None
+    plugin: Exec | None = None
+    provider: Mapping[str, Any] | None = field(default=None, repr=False)
+    files: Mapping[str, Stamp] = field(default_factory=dict)
+
+
+def read_access(kubeconfig: str, master: str) -> Access:
+    """What the flags ``--kubeconfig`` and ``--master`` stand for; neither: the cluster's own service account.
+
+    Raises PermanentError: one line that names the file and what is wrong with it.
+    """
+    files = _Files()
+    if kubeconfig:
+        access = _of_kubeconfig(kubeconfig, files)
+    elif master:
+        access = Access("--master", master)
+    else:
+        access = _in_cluster(files)
+    server = (master or access.server).rstrip("/")
+    if not re.fullmatch(r"https?://[^\s/?#]+(/\S*)?", server):
+        raise PermanentError(f"{access.source}: the server {server!r} is not a URL, http:// or https://")
+    return replace(access, server=server, files=files.stamps)
+
+
+def bearer(token: str) -> str:
+    """The header's value for a token. Raises ProtocolError, which does not show it."""
+    token = token.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ProtocolError("it holds characters that no token has" if token else "it is empty")
+    return f"Bearer {token}"
+
+
+def stamp_of(path: str) -> Stamp:
+    """The state of a file now."""
+    try:
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
+
+
+def _stamp(state: os.stat_result) -> Stamp:
+    return state.st_ino, state.st_size, state.st_mtime_ns
+
+
+class _Files:
+    """Reads files, and notes in which state each was."""
+
+    def __init__(self) -> None:
+        self.stamps: dict[str, Stamp] = {}
+
+    def read(self, path: str) -> bytes:
+        """Raises PermanentError."""
+        try:
+            with open(path, "rb") as file:
+                self.stamps[path] = _stamp(os.fstat(file.fileno()))
+                return file.read(FILE_LIMIT)
+        except OSError as e:
+            raise PermanentError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _of_kubeconfig(path: str, files: _Files) -> Access:
+    if not os.path.exists(path):
+        raise PermanentError(f"--kubeconfig: {path} does not exist")
+    config = parse_kubeconfig(path, files.read(path))
+    cluster, user = config.cluster, config.user
+
+    def pem(data: str, file: str, field: str) -> bytes:
+        try:
+            return base64.b64decode(data) if data else files.read(config.beside(file)) if file else b""
+        except (binascii.Error, ValueError) as e:
+            raise PermanentError(f"{path}: {field}-data is not base64") from e
+
+    tls = Tls(
+        ca=pem(cluster.certificate_authority_data, cluster.certificate_authority, "certificate-authority"),
+        certificate=pem(user.client_certificate_data, user.client_certificate, "client-certificate"),
+        key=pem(user.client_key_data, user.client_key, "client-key"),
+        verify=not cluster.insecure_skip_tls_verify,
+        name=cluster.tls_server_name,
+    )
+    access = Access(path, cluster.server, tls, cluster.proxy_url, kubeconfig=config)
+    if user.token or user.token_file:
+        where = config.beside(user.token_file) if user.token_file else f"{path}: the token"
+        token = files.read(where).decode(errors="replace") if user.token_file else user.token
+        return replace(access, authorization=_bearer(token, where))
+    if user.exec or user.auth_provider:
+        return replace(access, plugin=user.exec, provider=user.auth_provider)
+    if user.username or user.password:
+        basic = make_headers(basic_auth=f"{user.username}:{user.password}")["authorization"]
+        return replace(access, authorization=basic)
+    return access
+
+
+def _bearer(token: str, where: str) -> str:
+    try:
+        return bearer(token)
+    except ProtocolError as e:
+        raise PermanentError(f"{where}: {e}") from e
+
+
+def _in_cluster(files: _Files) -> Access:
+    library = official()
+    configuration = library.configuration()
+    token, authority = library.in_cluster_files
+    try:
+        library.load_in_cluster(client_configuration=configuration)
+    except (library.error, OSError, ValueError) as e:
+        hint = "give --kubeconfig or --master outside a cluster"
+        raise PermanentError(f"cannot read the in-cluster configuration: {e}; {hint}") from e
+    authorization = _bearer(files.read(token).decode(errors="replace"), token)
+    return Access(authority, configuration.host, Tls(ca=files.read(authority)), authorization=authorization)

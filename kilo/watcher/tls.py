@@ -1,0 +1,77 @@
+"""What TLS needs, from bytes in memory to a context, without a file that holds a key.
+
+OpenSSL reads certificates and keys from files. They are given to it as files that exist in memory
+only, and only while they are read: nothing is left behind, whatever end the process comes to.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from urllib3.util.ssl_ import create_urllib3_context
+
+from kilo.errors import ProtocolError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM throughout. ``ca``: whom to trust, empty for what the host trusts; ``certificate`` and
+    ``key`` are ours, empty if we have none. ``name``: the server's, where it is not that of its URL."""
+
+    ca: bytes = field(default=b"", repr=False)
+    certificate: bytes = field(default=b"", repr=False)
+    key: bytes = field(default=b"", repr=False)
+    verify: bool = True
+    name: str = ""
+
+
+def context_of(tls: Tls) -> ssl.SSLContext:
+    """A context for clients. Raises ProtocolError, which names the part that OpenSSL does not take."""
+    context: ssl.SSLContext = create_urllib3_context(
+        cert_reqs=ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
+    )
+    if tls.verify and tls.ca:
+        with _named("the certificate authority"), _in_memory(tls.ca) as path:
+            context.load_verify_locations(cafile=path)
+    elif tls.verify:
+        context.load_default_certs()
+    if tls.certificate:
+        with _named("the client certificate, or its key,"), _in_memory(tls.certificate) as certificate:
+            if not tls.key:
+                context.load_cert_chain(certificate, password=_no_password)
+                return context
+            with _in_memory(tls.key) as key:
+                context.load_cert_chain(certificate, key, password=_no_password)
+    return context
+
+
+@contextmanager
+def _in_memory(content: bytes) -> Iterator[str]:
+    """The path of a file that only this process can open, and only in here."""
+    fd = os.memfd_create("kg", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLError as e:
+        reason = e.reason.lower().replace("_", " ") if e.reason else "this is not PEM"
+        raise ProtocolError(f"{what} cannot be used: {reason}") from e
+    except ValueError as e:
+        raise ProtocolError(f"{what} cannot be used: {e}") from e
+
+
+def _no_password() -> str:
+    """For a key that has one. Without this, OpenSSL would ask whoever sits at the terminal."""
+    raise ValueError("the key is encrypted")

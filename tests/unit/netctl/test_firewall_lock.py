@@ -1,0 +1,151 @@
+"""The xtables lock that another program holds: it is waited for, never gone past, and never for long."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kilo.bus import Loop
+from kilo.log import Logger
+from kilo.netctl.firewall import reconciler
+from kilo.netctl.firewall.lock import XtablesLock
+from tests.feeding import eventually
+from tests.unit.netctl.firewall_hosts import Agent, Namespace, entries, errors, policy
+
+SAMPLE = entries(masquerade_from="10.2.0.0/24", no_masquerade_to="10.2.0.0/24")
+TABLES = {"nat-v4", "nat-v6", "mangle-v4", "mangle-v6"}
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    made = Namespace()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The lock's."""
+    path = tmp_path / "xtables.lock"
+    path.touch()
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    return path
+
+
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[None]:
+    """As by another program."""
+    with file.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        yield
+
+
+def is_there(host: Namespace) -> bool:
+    return "KILO-NAT" in host.beside("iptables-legacy-save")
+
+
+def test_a_pass_does_not_wait_for_long_and_says_what_it_waits_for(host: Namespace, file: Path) -> None:
+    agent = Agent(host)
+    agent.resync()
+    with held(file):
+        began = time.monotonic()
+        outcomes = agent.plan(policy(), *SAMPLE)
+        assert time.monotonic() - began < 0.3
+        told = {outcome.key: outcome.error for outcome in outcomes if outcome.waits}
+        assert told == {key: f"{key}: another program holds {file}" for key in TABLES}
+        assert not agent.backend.settled()
+        assert set(errors(agent.step())) == set(told.values()), "every pass tries, there is no longer wait"
+        assert not is_there(host)
+    assert {outcome.key for outcome in agent.step() if not outcome.error} == TABLES
+    assert agent.backend.settled() and agent.resync() == []
+
+
+def test_rules_are_there_as_soon_as_the_lock_is_free(host: Namespace, file: Path) -> None:
+    """Nobody makes a pass of his own accord; and the loop serves others meanwhile."""
+    agent = Agent(host)
+    agent.resync()
+    rounds: list[float] = []
+    seen: list[list[str]] = []
+
+    def make_a_pass() -> None:
+        seen.append(errors(agent.firewall.apply() + agent.firewall.prune()))
+
+    def run() -> None:
+        loop = Loop()
+        agent.firewall.watch(loop, make_a_pass)
+        loop.call_every(0.02, lambda: rounds.append(time.monotonic()))
+        loop.call_soon(make_a_pass)
+        loop.run_for(1.5)
+        agent.firewall.close()
+        loop.close()
+
+    items = {item.key: item for item in (policy(), *SAMPLE)}
+    agent.firewall.update(items, [])
+    with held(file):
+        running = host.start(run)
+        time.sleep(0.8)
+        assert len(seen) == 1 and len(seen[0]) == len(TABLES)
+        assert not is_there(host)
+    free = time.monotonic()
+    eventually(lambda: is_there(host), timeout=0.5)
+    assert time.monotonic() - free < 0.5
+    running.result()
+    assert len(seen) == 2 and seen[1] == []
+    assert max(b - a for a, b in itertools.pairwise(rounds)) < 0.3
+
+
+def test_the_end_waits_longer(host: Namespace, file: Path) -> None:
+    agent = Agent(host)
+    agent.plan(policy(), *SAMPLE)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(held(file))
+        ending = threading.Timer(0.7, stack.close)
+        ending.start()
+        began = time.monotonic()
+        assert not errors(agent.clean_up())
+        assert time.monotonic() - began > 0.6
+        ending.join()
+    assert not is_there(host)
+
+
+def test_at_the_end_a_lock_that_stays_held_is_an_error(
+    host: Namespace, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "CLEAN_UP_PATIENCE", 0.3)
+    for flag in ("legacy", "nftables"):
+        agent = Agent(host, flag="legacy")
+        agent.plan(policy(), *SAMPLE)
+        agent = Agent(host, flag=flag)
+        with held(file):
+            began = time.monotonic()
+            told = "; ".join(errors(agent.clean_up()))
+            assert 0.3 < time.monotonic() - began < 1.5
+        assert told.count(f"another program holds {file}") >= 4
+        assert is_there(host)
+        assert not errors(agent.clean_up())
+        assert not is_there(host)
+
+
+def test_nobody_else_gets_the_lock_while_we_hold_it(file: Path) -> None:
+    with file.open() as other:
+        with XtablesLock(Logger("netctl", "none")).held(), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_lock_out_of_reach_is_logged_once(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XTABLES_LOCKFILE", "/proc/nowhere/xtables.lock")
+    read, write = os.pipe()
+    with open(read) as lines:
+        agent = Agent(host, log=Logger("netctl", "warn", write))
+        assert not errors(agent.plan(policy(), *SAMPLE))
+        os.close(write)
+        assert lines.read().count("without the xtables lock") == 1

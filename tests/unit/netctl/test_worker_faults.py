@@ -1,0 +1,213 @@
+"""What the worker does where the kernel refuses something: it costs its own object, and is tried again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kilo.model.host import Failure
+from kilo.model.plan import Rule, Summary
+from kilo.netctl import worker as module
+from kilo.netctl.netlink.messages import RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE
+from kilo.netctl.netlink.socket import Request
+from kilo.worker import Context
+from tests.feeding import Running, eventually, running
+from tests.unit.netctl.faults import Refusing
+from tests.unit.netctl.hosts import ip
+from tests.unit.netctl.plans import key
+from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box, Impatient
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+class Faulty(Impatient):
+    """On a kernel that refuses what the file ``faults`` says: a kind of request, an error number, and
+    how many of the kind are accepted first."""
+
+    def __init__(self, context: Context) -> None:
+        faults = Path(context.config.state_dir) / "faults"
+        accepted: list[Request] = []
+
+        def refuse(request: Request) -> int:
+            try:
+                kind, number, spare = map(int, faults.read_text().split())
+            except OSError:
+                return 0
+            if request.kind != kind:
+                return 0
+            accepted.append(request)
+            return 0 if len(accepted) <= spare else number
+
+        def make(*arguments: Any) -> Refusing:
+            return Refusing(refuse)
+
+        vars(module)["Netlink"] = make
+        super().__init__(context)
+
+
+class Deaf(Impatient):
+    """Hears next to nothing of what the kernel says at once."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        with socket.socket(fileno=os.dup(self._monitor._events.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+
+def faulty(box: Box, kind: int, number: int, spare: int = 0) -> AbstractContextManager[Running]:
+    """The worker on a kernel with faults."""
+    faults = Path(box.config().state_dir) / "faults"
+    faults.parent.mkdir(exist_ok=True)
+    faults.write_text(f"{kind} {number} {spare}")
+    return running("netctl", Faulty, box.config())
+
+
+def failing(box: Box, count: int) -> dict[str, Failure]:
+    """What fails, once it is so many things."""
+    eventually(lambda: len(box.state().failing) == count)
+    return box.state().failing
+
+
+def mended(box: Box) -> None:
+    """The kernel has no faults from now on."""
+    (Path(box.config().state_dir) / "faults").unlink()
+
+
+def status(box: Box) -> str:
+    """What ``kg status`` prints."""
+    command = [sys.executable, "-m", "kilo", "status", "--run-dir", box.config().run_dir]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY).stdout
+
+
+def test_a_full_routing_table(box: Box) -> None:
+    with faulty(box, RTM_NEWROUTE, errno.ENOSPC, spare=4) as worker:
+        box.plan(PLAN_3)
+        eventually(lambda: len(box.routes()) == 4 and len(box.peers()) == 3)
+        failed = failing(box, 2)
+        assert all(name.startswith("route/0/10.") for name in failed)
+        assert {failure.message.rpartition(": ")[2] for failure in failed.values()} == {
+            "No space left on device (ENOSPC)"
+        }
+        assert "10.4.0.1/16" in ip("addr"), "the rest is applied"
+        assert {line["failing"] for line in worker.log if "ENOSPC" in line["msg"]} == failed.keys()
+        printed = status(box)
+        assert all(f"! netctl: {name}: {name}: No space left" in printed for name in failed)
+        gauges = box.state().gauges
+        assert "applied_generation" not in gauges and time.time() - gauges["unapplied_since"] < 10
+        before = box.state().errors["apply"]
+        time.sleep(2)
+        assert 2 <= box.state().errors["apply"] - before <= 4, "two routes, after 1, 2, 4 seconds"
+        mended(box)
+        box.whole()
+        failing(box, 0)
+        assert box.applied().gauges["unapplied_since"] == 0
+
+
+RULE = Rule(1107, dst="10.1.0.77/32")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (RTM_NEWRULE, RULE.key),
+        (RTM_NEWADDR, "address/{name}/10.4.0.1/16"),
+        (RTM_NEWLINK, "interface/link"),
+    ],
+)
+def test_a_kernel_that_is_busy(box: Box, kind: int, name: str) -> None:
+    name = name.format(name=box.host.interface)
+    with faulty(box, kind, errno.EBUSY, spare=0 if kind != RTM_NEWLINK else 1) as worker:
+        box.plan({**PLAN_3, RULE.key: RULE})
+        eventually(lambda: name in box.state().failing)
+        assert box.state().failing[name].message.endswith("Device or resource busy (EBUSY)")
+        eventually(lambda: len(box.peers()) == 3)
+        if kind != RTM_NEWLINK:
+            eventually(lambda: box.routes() == DESTINATIONS)
+        assert [line for line in worker.log if line.get("failing") == name and "EBUSY" in line["msg"]]
+        mended(box)
+        box.applied()
+        assert box.routes() == DESTINATIONS and "10.1.0.77" in ip("rule") and "10.4.0.1/16" in ip("addr")
+        failing(box, 0)
+
+
+def test_events_that_were_lost_are_made_up_for_by_reading(box: Box, tmp_path: Path) -> None:
+    burst = tmp_path / "burst"
+    lines = [f"route {verb} 10.99.{n}.0/24 dev eth0" for n in range(200) for verb in ("add", "del")]
+    with running("netctl", Deaf, box.config()) as worker:
+        box.plan(PLAN_3)
+        box.whole()
+        half = len(lines) // 2
+        damage = ["route del 10.64.2.0/24", f"addr del 10.4.0.1/16 dev {box.host.interface}"]
+        burst.write_text("\n".join([*lines[:half], *damage, *lines[half:]]) + "\n")
+        assert worker.process.pid is not None
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        subprocess.run(["ip", "-batch", str(burst)], check=True)
+        os.kill(worker.process.pid, signal.SIGCONT)
+        eventually(lambda: box.routes() == DESTINATIONS and "10.4.0.1/16" in ip("addr"), 1.5)
+        eventually(lambda: box.state().errors.get("monitor", 0) >= 1)
+        assert worker.messages("warn").count("events of the kernel were lost; reading everything again") >= 1
+        ip("route del 10.64.1.0/24")
+        eventually(lambda: box.routes() == DESTINATIONS, 1.0, "and it hears again")
+
+
+def test_events_that_are_lost_all_the_time_are_made_up_for_once_a_second(box: Box, tmp_path: Path) -> None:
+    burst = tmp_path / "burst"
+    lines = [f"route {verb} 10.99.{n}.0/24 dev eth0" for n in range(200) for verb in ("add", "del")]
+    burst.write_text("\n".join(lines) + "\n")
+    with running("netctl", Deaf, box.config()) as worker:
+        box.plan(PLAN_3)
+        box.whole()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            subprocess.run(["ip", "-batch", str(burst)], check=True)
+        lost = worker.messages("warn").count("events of the kernel were lost; reading everything again")
+        assert 1 <= lost <= 5
+        ip("route del 10.64.1.0/24")
+        eventually(lambda: box.routes() == DESTINATIONS, 2.0)
+
+
+def test_a_name_that_is_taken_by_another_kind_of_device(box: Box) -> None:
+    name = box.host.interface
+    ip(f"link add {name} type bridge")
+    with box.worker() as worker:
+        box.plan(PLAN_3)
+        reason = (
+            f"{name}: an interface of this name exists, is of the kind bridge and not WireGuard's: left alone"
+        )
+        eventually(lambda: (f := box.state().failing.get("interface")) and f.message == reason)
+        eventually(lambda: box.state().info.get("stopped") == reason)
+        assert worker.messages("error").count(reason) == 1 and box.state().errors["apply"] >= 1
+        assert f"! netctl: interface: {reason}" in status(box)
+        assert box.state().phase == "starting"
+        ip(f"link del {name}")
+        box.applied()
+        assert box.routes() == DESTINATIONS and box.peers().keys() == {key(n) for n in (1, 2, 3)}
+        eventually(lambda: "stopped" not in box.state().info and not box.state().failing)
+
+
+def test_one_object_that_drifts_and_cannot_be_repaired_leaves_the_plan_applied(box: Box) -> None:
+    """A new plan after that is another matter: it is late until it has been applied in full."""
+    with box.worker():
+        box.plan(PLAN_3)
+        box.applied()
+        ip("route replace 10.64.2.0/24 via 10.1.0.99 dev eth0")
+        eventually(lambda: "route/0/10.64.2.0/24" in box.state().failing)
+        gauges = box.state().gauges
+        assert gauges["applied_generation"] == 1 and gauges["unapplied_since"] == 0
+        box.plan({"summary": Summary(2, "here", True, 4, 0, 4)})
+        eventually(lambda: box.state().gauges["planned_generation"] == 2)
+        gauges = box.state().gauges
+        assert gauges["applied_generation"] == 1 and 0 < time.time() - gauges["unapplied_since"] < 5
+        ip("route del 10.64.2.0/24")
+        eventually(lambda: box.state().gauges["applied_generation"] == 2)
+        assert box.state().gauges["unapplied_since"] == 0

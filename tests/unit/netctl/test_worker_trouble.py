@@ -1,0 +1,129 @@
+"""What the worker does about a host that misbehaves: programs that stand still, or that fight it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+
+from kilo.model.plan import Rule
+from tests.feeding import eventually
+from tests.unit.netctl.hosts import ip, stopped
+from tests.unit.netctl.plans import key, node
+from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box
+
+
+def longest_silence(box: Box, seconds: float) -> float:
+    """The longest time without a heartbeat within so many seconds."""
+    longest, last, beat = 0.0, time.monotonic(), box.state().beat
+    end = last + seconds
+    while (now := time.monotonic()) < end:
+        longest = max(longest, now - last)
+        if (state := box.state()).beat != beat:
+            last, beat = now, state.beat
+        time.sleep(0.02)
+    return longest
+
+
+def test_heartbeats_go_on_while_wireguard_go_stands_still(box: Box) -> None:
+    with box.worker():
+        box.plan(PLAN_3)
+        box.whole()
+        with stopped(box.host.programs()[0]):
+            more = [item for n in range(4, 44) for item in node(n)]
+            box.plan({item.key: item for item in more})
+            assert longest_silence(box, 4.0) < 2.5
+            failing = box.state().failing
+            assert "does not answer" in failing["wireguard"].message
+            assert len([key for key in failing if key.startswith("peer/")]) == 0, "no peer is to blame"
+        eventually(lambda: len(box.peers()) == 43, 3.0)
+        eventually(lambda: not box.state().failing and not box.state().gauges["unapplied_since"], 3.0)
+        assert "stopped" not in box.state().info
+
+
+def test_a_device_that_stands_still_between_plans_stops_the_data_plane(box: Box) -> None:
+    with box.worker():
+        box.plan(PLAN_3)
+        box.applied()
+        with stopped(box.host.programs()[0]):
+            eventually(lambda: "does not answer" in box.state().info.get("stopped", ""), 4.0)
+            assert time.time() - box.state().gauges["unapplied_since"] < 5
+            assert box.state().gauges["applied_generation"] == 1
+        eventually(lambda: "stopped" not in box.state().info, 3.0)
+        assert box.state().gauges["unapplied_since"] == 0
+
+
+def test_a_start_while_wireguard_go_stands_still(box: Box) -> None:
+    with box.worker() as worker:
+        box.plan(PLAN_3)
+        box.whole()
+        worker.end(signal.SIGKILL)
+    with stopped(box.host.programs()[0]), box.worker() as worker:
+        eventually(lambda: (s := box.bus.state("netctl")) and s.pid == worker.process.pid and s.failing)
+        assert longest_silence(box, 3.0) < 1.8
+        assert "does not answer" in box.state().failing["interface"].message
+        assert box.state().phase == "starting"
+        os.kill(box.host.programs()[0], signal.SIGCONT)
+        box.applied(worker.process.pid)
+        assert box.peers().keys() == {key(1), key(2), key(3)}
+
+
+@contextlib.contextmanager
+def opponents(commands: Iterable[str], period: float = 0.02) -> Iterator[None]:
+    """Other programs on the host, each of which does one thing again and again."""
+    loops = " ".join(f"(while :; do {command}; sleep {period}; done) &" for command in commands)
+    with subprocess.Popen(
+        ["sh", "-c", f"{loops} wait"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+RULE = Rule(1107, dst="10.1.0.77/32")
+FOUGHT = {
+    "route/0/10.64.1.0/24": "ip route del 10.64.1.0/24",
+    "rule/1107//10.1.0.77/32/": "ip rule del to 10.1.0.77 priority 1107",
+    "address/{name}/10.4.9.9/16": "ip addr add 10.4.9.9/16 dev {name}",
+    "interface/link": "ip link set {name} mtu 1300",
+    "interface/settings": "wg set {name} listen-port 51999",
+    f"peer/{key(2)}": f"wg set {{name}} peer {key(2)} remove",
+}
+
+
+def test_who_undoes_our_work_again_and_again_is_not_raced(box: Box) -> None:
+    name = box.host.interface
+    fights = {f"fight/{key.format(name=name)}" for key in FOUGHT}
+
+    def quiet() -> bool:
+        """Whether three heartbeats passed with no more repairs than the backoff allows."""
+        repairs, beat = box.state().gauges["repairs_total"], box.state().beat
+        eventually(lambda: box.state().beat >= beat + 3)
+        return box.state().gauges["repairs_total"] - repairs <= 4 * len(FOUGHT)
+
+    with box.worker() as worker:
+        box.plan({**PLAN_3, RULE.key: RULE})
+        box.applied()
+        with opponents(command.format(name=name) for command in FOUGHT.values()):
+            eventually(lambda: fights <= box.state().failing.keys(), 10.0)
+            assert box.state().gauges["fights"] >= len(FOUGHT)
+            assert quiet()
+            assert "somebody keeps undoing" in box.state().failing[min(fights)].message
+        eventually(lambda: not box.state().failing, 20.0, "that it is over")
+        assert box.state().gauges["fights"] == 0
+        assert box.state().errors["fight"] == len(FOUGHT)
+        for fight in fights:
+            told = [line["level"] for line in worker.log if line.get("failing") == fight]
+            assert told == ["error", "info"], "said once, and its end"
+        eventually(lambda: len(box.peers()) == 3 and box.routes() >= DESTINATIONS)
+        assert "10.4.0.1/16" in ip("addr") and "10.4.9.9" not in ip("addr")
+        assert "mtu 1420" in ip(f"link show {name}") and "10.1.0.77" in ip("rule")
+        ip("route del 10.64.1.0/24")
+        eventually(lambda: box.routes() >= DESTINATIONS, 1.0, "one repair is immediate again")

@@ -1,0 +1,23 @@
+"""Starts agents, and sees to it that they are gone afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.supervisor.agents import Agent
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
+    agents: list[Agent] = []
+
+    def start_agent(output: int | None = None, hurry: bool = False, **orders: str) -> Agent:
+        agents.append(Agent(tmp_path, orders, output, hurry))
+        return agents[-1]
+
+    yield start_agent
+    for agent in agents:
+        agent.end()

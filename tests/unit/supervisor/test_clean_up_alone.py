@@ -1,0 +1,87 @@
+"""The real workers that have something to clean up, when they are started for that alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kilo.leash import CLEANED, END
+from tests.apiserver.admin import Admin
+from tests.apiserver.standin import Standin
+
+NUMBERS = itertools.count()
+RUN = """
+import json, os, socket, sys
+from kilo.config import Config
+from kilo.supervisor.child import run_worker
+
+ours, theirs = socket.socketpair()
+ours.send(sys.argv[2].encode())
+status = run_worker(sys.argv[1], Config(**json.loads(sys.argv[3])), theirs.fileno())
+theirs.close()
+print("said", ours.recv(64))
+sys.exit(status)
+"""
+
+
+def clean_up(name: str, tmp_path: Path, *before: str, **flags: object) -> str:
+    """Start a worker, after commands of the shell, with END as its first order; its output, and theirs."""
+    values = {"run_dir": f"{tmp_path}/run", "state_dir": f"{tmp_path}/state", "hostname": "own", **flags}
+    command = [sys.executable, "-c", RUN, name, END.decode(), json.dumps(values)]
+    script = " && ".join([*before, '"$@"', "ip -br address", "ip route show table all proto 171"])
+    prefix = ["unshare", "-n"] if name == "netctl" else []
+    done = subprocess.run(
+        [*prefix, "sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"said {CLEANED!r}" in done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """Of an interface; the wireguard-go behind it ends when its socket's file is gone."""
+    name = f"kgt{os.getpid() % 100_000}n{next(NUMBERS)}"
+    yield name
+    Path(f"/run/wireguard/{name}.sock").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_netctl_takes_away_what_an_earlier_run_left(tmp_path: Path, name: str, remove: bool) -> None:
+    said = clean_up(
+        "netctl",
+        tmp_path,
+        "ip link set lo up",
+        f"wireguard-go {name} >/dev/null 2>&1",
+        f"ip link set {name} up",
+        f"ip address add 10.4.0.1/16 dev {name}",
+        f"ip route add 10.42.1.0/24 dev {name} proto 171",
+        interface=name,
+        clean_up_interface=remove,
+    )
+    left = said.partition("said")[2]
+    assert "lo " in left
+    assert "10.4.0.1" not in left and "10.42.1.0" not in left
+    assert (name in left) != remove
+
+
+def test_netctl_makes_nothing(tmp_path: Path, name: str) -> None:
+    said = clean_up("netctl", tmp_path, "ip link set lo up", interface=name)
+    assert name not in said.partition("said")[2]
+
+
+def test_the_watcher_takes_the_annotations_away(tmp_path: Path) -> None:
+    with Standin() as api:
+        admin = Admin(api.url)
+        admin.create_node("own", {"kilo.squat.ai/key": "x", "kilo.squat.ai/location": "eu"}, "10.42.0.0/24")
+        clean_up("watcher", tmp_path, master=api.url)
+        assert admin.annotations("own") == {"location": "eu"}
+        assert [r.method for r in api.requests if "kg/" in r.headers.get("user-agent", "")] == ["PATCH"]
+        admin.close()

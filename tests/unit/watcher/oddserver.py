@@ -1,0 +1,65 @@
+"""An HTTP server that answers with whatever bytes a test gives, over TLS where it is given a context."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+
+Answer = Callable[[str], Iterator[bytes]]
+"""From the first line of a request to the bytes that are sent, piece by piece."""
+
+
+def whole(body: bytes, status: str = "200 OK") -> bytes:
+    head = b"HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    return head % (status.encode(), len(body)) + body
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+class OddServer:
+    """One request a connection. ``requests``: their heads, as they came."""
+
+    def __init__(self, answer: Answer, tls: ssl.SSLContext | None = None) -> None:
+        self._answer = answer
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.requests: list[str] = []
+        self.subjects: list[str] = []
+        """Of the certificates that clients came with: their common names."""
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), plain:
+            connection = self._tls.wrap_socket(plain, server_side=True) if self._tls else plain
+            with connection:
+                head = b""
+                while b"\r\n\r\n" not in head and (data := connection.recv(65536)):
+                    head += data
+                if isinstance(connection, ssl.SSLSocket) and (certificate := connection.getpeercert()):
+                    subject = certificate["subject"]
+                    self.subjects.append(str(subject[0][0][1]))
+                self.requests.append(head.decode())
+                for part in self._answer(head.decode().partition("\r\n")[0]):
+                    connection.sendall(part)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kilo.errors import PermanentError
+from kilo.watcher.access import Access, read_access
+
+SERVER = "https://192.0.2.1:6443"
+SECRET = "c2VjcmV0IGtleQ"
+
+
+def access(directory: Path, cluster: dict[str, Any] | None = None, master: str = "", **user: Any) -> Access:
+    config = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": SERVER, **(cluster or {})}}],
+        "users": [{"name": "u", "user": {k.replace("_", "-"): v for k, v in user.items()}}],
+    }
+    path = directory / "kubeconfig"
+    path.write_text(json.dumps(config))
+    return read_access(str(path), master)
+
+
+def test_data_counts_before_files_and_files_are_beside_the_kubeconfig(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"key")
+    found = access(
+        tmp_path,
+        {"certificate-authority": "nowhere", "certificate-authority-data": base64.b64encode(b"ca").decode()},
+        client_certificate_data=base64.b64encode(b"certificate").decode(),
+        client_key="key",
+    )
+    assert (found.tls.ca, found.tls.certificate, found.tls.key) == (b"ca", b"certificate", b"key")
+    assert set(found.files) == {str(tmp_path / "kubeconfig"), str(tmp_path / "key")}
+    assert "b'key'" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("user", "authorization"),
+    [
+        ({"token": SECRET}, f"Bearer {SECRET}"),
+        ({"token": SECRET, "tokenFile": "token"}, "Bearer from-the-file"),
+        ({"username": "a", "password": "b"}, "Basic YTpi"),
+        ({"token": SECRET, "username": "a", "password": "b"}, f"Bearer {SECRET}"),
+        ({}, ""),
+    ],
+)
+def test_who_we_are(tmp_path: Path, user: dict[str, Any], authorization: str) -> None:
+    (tmp_path / "token").write_text("from-the-file\n")
+    found = access(tmp_path, **user)
+    assert found.authorization == authorization
+    assert SECRET not in repr(found)
+
+
+def test_what_must_be_asked_is_not_asked_here(tmp_path: Path) -> None:
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/false"}
+    asked = access(tmp_path, exec=plugin)
+    assert asked.plugin is not None
+    assert asked.authorization == ""
+    assert access(tmp_path, exec=plugin, token="t").plugin is None, "a token is enough"
+    assert access(tmp_path, auth_provider={"name": "oidc"}).provider == {"name": "oidc"}
+
+
+def test_how_the_server_is_reached(tmp_path: Path) -> None:
+    cluster = {
+        "insecure-skip-tls-verify": True,
+        "tls-server-name": "kubernetes",
+        "proxy-url": "http://192.0.2.9:1",
+    }
+    found = access(tmp_path, cluster)
+    assert (found.server, found.proxy, found.tls.name, found.tls.verify) == (
+        SERVER,
+        "http://192.0.2.9:1",
+        "kubernetes",
+        False,
+    )
+    assert access(tmp_path, {"server": ""}, master="http://192.0.2.7/").server == "http://192.0.2.7"
+    assert read_access("", "http://192.0.2.7").authorization == ""
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "reason"),
+    [
+        ({"server": "192.0.2.1:6443"}, {}, "the server '192.0.2.1:6443' is not a URL, http:// or https://"),
+        ({"certificate-authority": "ca.crt"}, {}, "cannot read {dir}/ca.crt: No such file or directory"),
+        (
+            {"certificate-authority-data": "x"},
+            {},
+            "{dir}/kubeconfig: certificate-authority-data is not base64",
+        ),
+        ({}, {"client_key_data": SECRET[:5]}, "{dir}/kubeconfig: client-key-data is not base64"),
+        ({}, {"tokenFile": "token"}, "cannot read {dir}/token: No such file or directory"),
+        ({}, {"tokenFile": "empty"}, "{dir}/empty: it is empty"),
+        (
+            {},
+            {"token": f"{SECRET}\nX-Header: 1"},
+            "{dir}/kubeconfig: the token: it holds characters that no token",
+        ),
+        (
+            {},
+            {"token": f"{SECRET}\u00e9"},
+            "{dir}/kubeconfig: the token: it holds characters that no token has",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named(
+    tmp_path: Path, cluster: dict[str, Any], user: dict[str, Any], reason: str
+) -> None:
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(PermanentError) as caught:
+        access(tmp_path, cluster, **user)
+    assert reason.replace("{dir}", str(tmp_path)) in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_kubeconfig_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match=r"--kubeconfig: .*/nothing does not exist"):
+        read_access(str(tmp_path / "nothing"), "")
+    with pytest.raises(PermanentError, match=f"cannot read {tmp_path}: Is a directory"):
+        read_access(str(tmp_path), "")
+
+
+def test_outside_a_cluster_and_without_flags_it_says_which_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(PermanentError, match="--kubeconfig or --master"):
+        read_access("", "")
