@@ -31,6 +31,8 @@ KEY = "interface"
 SETTINGS, LINK, DOWN = "interface/settings", "interface/link", "interface/down"
 """Outcomes: the interface itself; key and port; MTU and up; down."""
 _VANISH = 2.0
+_SPARE, _FRENZY = 2, 60.0
+"""So often in so many seconds is an interface that vanished made again without a pause."""
 
 
 class Starting(TemporaryError):
@@ -73,6 +75,7 @@ class WireGuardInterface:
         self._holder = ports.Holder()
         self._clock: Callable[[], float] = time.monotonic
         self._backoff: Backoff[str] = Backoff()
+        self._vanished: list[float] = []
         self._steps = Steps(config.interface)
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
@@ -191,6 +194,8 @@ class WireGuardInterface:
         """Make or adopt the interface. True if that had to be done. Raises TemporaryError."""
         link = self._link()
         if link is None:
+            if self.device is not None:
+                self._note_vanishing()
             self._drop_device()
             link = self._make()
         if self.device is None or link.number != self._number:
@@ -229,6 +234,13 @@ class WireGuardInterface:
         if link is None:
             raise TemporaryError("the interface vanished as soon as it was made")
         return link
+
+    def _note_vanishing(self) -> None:
+        """One that worked is made again at once, but not one that vanishes again and again."""
+        now = self._clock()
+        self._vanished = [t for t in self._vanished if now - t < _FRENZY] + [now]
+        if len(self._vanished) <= _SPARE:
+            self._backoff.worked(KEY)
 
     def lasted(self) -> None:
         """The interface has been well for a while: if it vanishes now, it is made again at once."""

@@ -191,15 +191,16 @@ def test_without_create_interface_it_waits_until_there_is_one(host: Host) -> Non
 def test_it_comes_back_when_it_vanishes_but_not_in_a_frenzy(host: Host, box: Box) -> None:
     box.plan(interface())
     box.settle()
-    for wait in (1, 2, 4):
+    for wait in (0, 0, 1, 2, 4):
         (pid,) = host.programs()
         os.kill(pid, signal.SIGKILL)
         for _ in range(500):
             if host.interface not in ip("-br link"):
                 break
             box.loop.run_for(0.01)
-        (error,) = box.step()
-        assert "will be made again soon" in error and host.programs() == []
+        if wait:
+            (error,) = box.step()
+            assert "will be made again soon" in error and host.programs() == []
         box.now += wait
         box.settle()
         assert ",UP" in link(host) and box.interface.state.listen_port == 51820

@@ -112,7 +112,7 @@ def test_who_undoes_our_work_again_and_again_is_not_raced(box: Box) -> None:
         box.plan({**PLAN_3, RULE.key: RULE})
         box.applied()
         with opponents(command.format(name=name) for command in FOUGHT.values()):
-            eventually(lambda: fights <= box.state().failing.keys(), 10.0)
+            eventually(lambda: fights <= box.state().failing.keys(), 20.0)
             assert box.state().gauges["fights"] >= len(FOUGHT)
             assert quiet()
             assert "somebody keeps undoing" in box.state().failing[min(fights)].message
