@@ -38,7 +38,11 @@ PARENT_ANSWERS = 1.0
 
 
 class Worker(Protocol):
-    """What a worker package provides, as ``Worker(context)``."""
+    """What a worker package provides, as ``Worker(context)``.
+
+    The loop may run before ``start``, for as long as the parent makes it wait: the constructor asks
+    for nothing that would make it act.
+    """
 
     def start(self) -> None:
         """Subscribe, publish, set timers. Must not block; may raise PermanentError."""

@@ -49,6 +49,10 @@ class Addresses(Objects[AddressInfo]):
     def _key(self, item_key: str, wanted: AddressInfo) -> str:
         return f"address/{self._host.links[wanted.link].name}/{wanted.interface}"
 
+    def _stays(self, key: str) -> bool:
+        """Keys name the device, which is just what is not known while an item is withheld."""
+        return any(held.keep for held in self._withheld.values())
+
     def _read(self) -> dict[str, AddressInfo]:
         wireguard = self._roles.number("wireguard")
         tunnel = self._items.get("tunnel")

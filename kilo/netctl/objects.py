@@ -74,6 +74,11 @@ class Objects(Generic[V]):
         """Ours, by key; an object that no plan item could mean has a key with a ``#`` in it."""
         raise NotImplementedError
 
+    def _stays(self, key: str) -> bool:
+        """Whether what is there as ``key`` may be what an item that is withheld stands for."""
+        held = self._withheld.get(key)
+        return held is not None and held.keep
+
     def _put(self, key: str, wanted: V, actual: V | None) -> list[Request]:
         """The messages that make ``wanted`` of ``actual``."""
         raise NotImplementedError
@@ -141,8 +146,7 @@ class Objects(Generic[V]):
         now = self._clock()
         work: list[tuple[str, list[Request], V | None]] = []
         for key, actual in self.delta.removals():
-            held = self._withheld.get(key)
-            if not (held and held.keep) and self._due(key, now):
+            if not self._stays(key) and self._due(key, now):
                 work.append((key, self._drop(key, actual), None))
                 if len(work) == CHUNK:
                     break

@@ -99,7 +99,6 @@ class NetctlWorker:
         self._facts = context.publish(HOST)
         self._states = PeerStates(context.publish(WIREGUARD))
         self._held = context.publish(HELD)
-        self._plan = context.subscribe(PLAN, self._on_plan)
         self._roles_seen = -1
         self._device_seen: object = None
         self._private_ip = ""
@@ -118,6 +117,7 @@ class NetctlWorker:
         self._firewall.watch(self._loop, self._on_firewall)
         self._host.load()
         self._host.load_default()
+        self._context.subscribe(PLAN, self._on_plan)
         self._names.ask()
         self._loop.call_later(RESOLVE_PATIENCE, self._on_resolved)
         self._loop.call_every(RESOLVE_AGAIN, self._names.ask)

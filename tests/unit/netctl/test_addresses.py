@@ -151,6 +151,15 @@ def test_it_waits_for_its_device(box: Box) -> None:
     assert outcome.waits and "no wireguard device yet" in outcome.error
 
 
+def test_what_is_there_stays_while_nothing_has_the_role(box: Box) -> None:
+    """An interface that has not been found yet has its address, and with it would lose every route."""
+    box.run(interface())
+    box.roles.assign("wireguard", None)
+    box.addresses.resolve()
+    assert [outcome.waits for outcome in box.run(interface()) if outcome.error] == [True]
+    assert box.have() == ["10.4.0.1/16"]
+
+
 def test_clean_up(box: Box) -> None:
     box.run(interface(), Tunnel("ipip", "10.2.0.1/32"))
     box.view.load()
