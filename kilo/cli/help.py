@@ -114,6 +114,14 @@ COMMANDS = {
         "[WORKER] [FLAGS]",
         {0: "it was interrupted", **_OPERATOR},
     ),
+    "cleanup": Command(
+        "take away what the agent left on this host",
+        "Removes this node's annotations (watcher), and routes, rules, sets and the WireGuard interface "
+        "(netctl), by default both. For when the agent is gone for good and was ended without its "
+        "clean-up; refused while it runs. The key in --state-dir and the CNI configuration stay.",
+        "[watcher] [netctl] [FLAGS]",
+        {0: "nothing is left", 1: "something is left; the log says what", **_OPERATOR},
+    ),
     "version": Command("print the version", "Prints the version.", statuses={0: "always"}),
 }
 

@@ -55,6 +55,8 @@ def dispatch(arguments: list[str]) -> int:
         raise FlagError("kg plan: the command comes before its flags")
     if command and command not in COMMANDS:
         raise FlagError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}")
+    if command == "cleanup":
+        return clean_up(config, words)
     if words and command not in ("restart", "tail"):
         raise FlagError(f"{words[0]!r} is not expected here; kg --help says what is")
     if command == "status":
@@ -89,6 +91,15 @@ def run_alone(name: str, config: Config) -> int:
     own_outputs()
     child = import_module("kilo.supervisor.child")
     return int(child.run_worker(name, config))
+
+
+def clean_up(config: Config, words: list[str]) -> int:
+    """Raises FlagError if ``words`` are not workers that have something to clean up."""
+    for word in words:
+        if word not in ("watcher", "netctl"):
+            raise FlagError(f"kg cleanup: {word!r} is not watcher or netctl; the others leave nothing")
+    own_outputs()
+    return run("kilo.cli.cleanup", config, words)
 
 
 def hold_signals() -> None:

@@ -77,6 +77,8 @@ class WatcherWorker:
         self._own_version = ""
         self._echo: tuple[str, float] | None = None
         self._away_since: float | None = None
+        self.left = ""
+        """What ``stop`` could not clean up, and why."""
         self._checked_in = 0.0
 
     def start(self) -> None:
@@ -97,6 +99,7 @@ class WatcherWorker:
         self._peers.stop()
         remove = clean_up and self._clean_up
         if failure := self._announcer.close(remove):
+            self.left = f"the node's annotations were not removed: {failure}"
             self._log.warn("the node's annotations were not removed", reason=failure)
         elif remove:
             self._log.info("the node's annotations are removed")

@@ -86,7 +86,7 @@ def test_a_pod_that_ends_leaves_the_data_plane(name: str) -> None:
     assert flags(name)["KILO_CLEAN_UP"] == "false"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "uninstall"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_is_one_of_kg(name: str) -> None:
     for daemonset in daemonsets(name):
         for container in containers(pod_of(daemonset)):
