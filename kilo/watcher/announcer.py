@@ -20,6 +20,7 @@ from kilo.model.node import Announcement
 from kilo.watcher.client import Api, ApiError
 from kilo.watcher.objects import NodeObject, decode_node
 from kilo.watcher.stream import pause
+from kilo.watcher.syntax import integer
 from kilo.watcher.translate import ANNOTATIONS_TO_REMOVE, PREFIX, annotations_of
 
 CHECK_IN_EVERY = 30.0
@@ -138,6 +139,8 @@ class Announcer:
             for k, v in self._written.items()
             if k != LAST_SEEN and seen.get(k) not in (v, *self._sent.get(k, ()))
         ]
+        if LAST_SEEN in self._written and not _is_time(seen.get(LAST_SEEN, "")):
+            lost.append(LAST_SEEN)
         if not lost:
             return
         for name in lost:
@@ -158,7 +161,8 @@ class Announcer:
         if self._announcement is None:
             return None
         check_in = self._checked_in + CHECK_IN_EVERY
-        if self._fighting or len(self._patch(self._announcement)) == 1:
+        counted = self._seen is None or _is_time(self._seen.get(LAST_SEEN, ""))
+        if self._fighting or (counted and len(self._patch(self._announcement)) == 1):
             return check_in
         full = len(self._recent) == BURST
         return min(check_in, self._recent[0] + BURST_PERIOD if full else now)
@@ -253,3 +257,9 @@ class Announcer:
             else:
                 self._unremoved = ""
                 return
+
+
+def _is_time(last_seen: str) -> bool:
+    """Whether others can take this for a check-in; if not, they have dropped the node already."""
+    value, malformed = integer(last_seen)
+    return value > 0 and not malformed

@@ -147,6 +147,20 @@ def test_what_somebody_else_took_away_is_written_again(agent: Agent, admin: Admi
     assert agent.count(Overwritten) == 0
 
 
+@pytest.mark.parametrize("garbage", ["0", "-5", "yesterday", "9" * 23, None])
+def test_a_check_in_that_somebody_spoilt_is_made_again_at_once(
+    agent: Agent, admin: Admin, garbage: str | None
+) -> None:
+    """Everybody else drops the node when its last-seen is none."""
+    admin.create_node("own")
+    agent.announcer.announce(HELLO)
+    eventually(lambda: agent.count(Patched))
+    admin.annotate("own", last_seen=garbage)
+    agent.observe()
+    eventually(lambda: said(admin).get("last-seen", "").startswith(str(int(time.time()))[:6]), 3)
+    assert agent.count(Overwritten) == 0
+
+
 def test_an_older_state_of_the_node_does_not_count(agent: Agent, admin: Admin, standin: Standin) -> None:
     admin.create_node("own", {"key": "x"})
     older = decode_node(standin.store.get(kinds.NODES, "own").raw)
