@@ -50,7 +50,7 @@ class Limits:
 
     boot: float = 180
     silence: float = 480
-    life: float = 900
+    life: float = 1500
 
 
 class MachineFailed(Exception):

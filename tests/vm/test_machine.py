@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vm.conftest import reports
 from tests.vm.machine import REPOSITORY, Limits, Machine, MachineFailed, newest_kernel
 
 TEST = "tests/x.py::test_x"
@@ -72,6 +75,7 @@ def test_nothing_is_left_when_who_made_it_is_killed(tmp_path: Path) -> None:
     code = f"""
 import time
 from pathlib import Path
+from tests.vm.conftest import reports
 from tests.vm.machine import Machine
 Machine(["x"], Path({str(tmp_path)!r}), ["sh", "-c", "sleep 1000 & sleep 1000"])
 print("made", flush=True)
@@ -100,6 +104,42 @@ time.sleep(1000)
     assert all(map(gone, pids))
 
 
+def told(config: pytest.Config, nodeid: str, outcome: str, said: object) -> str:
+    """A script that tells of a test of that outcome."""
+    report = pytest.TestReport(nodeid, ("x.py", 1, "x"), {}, outcome, said, "call")  # type: ignore[arg-type]
+    data = config.hook.pytest_report_to_serializable(config=config, report=report)
+    lines = [{"test": nodeid, "report": data}, {"finished": nodeid}]
+    return "\n".join(f"echo {shlex.quote(json.dumps(line))}" for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "here", "text"),
+    [
+        ("passed", None, "passed", ""),
+        ("failed", "no answer to pings", "failed", "no answer to pings"),
+        ("skipped", ("x.py", 1, "Skipped: no tunl0"), "failed", "skipped in the machine"),
+    ],
+)
+def test_what_fails_or_is_skipped_inside_fails_here(
+    request: pytest.FixtureRequest, tmp_path: Path, outcome: str, said: object, here: str, text: str
+) -> None:
+    item = request.node
+    heard = machine(told(request.config, item.nodeid, outcome, said), tmp_path)
+    (report,) = reports(item, lambda _: heard)
+    assert report.outcome == here
+    assert text in report.longreprtext
+    heard.close()
+
+
+def test_a_machine_that_cannot_be_had_is_a_failure(request: pytest.FixtureRequest) -> None:
+    def none(item: pytest.Item) -> Machine:
+        raise MachineFailed("no kernel to boot")
+
+    (report,) = reports(request.node, none)
+    assert (report.outcome, report.longreprtext) == ("failed", "no kernel to boot")
+
+
+@pytest.mark.vm
 def test_a_kernel_is_installed() -> None:
     release = newest_kernel().name.removeprefix("vmlinuz-")
     assert (Path("/lib/modules") / release / "modules.dep").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from kilo.model.plan import Tunnel
 from kilo.netctl.netlink.socket import Netlink
+from kilo.netctl.tunnel import LASTING
 from tests.unit.netctl.hosts import Host, ip, lines
 from tests.unit.netctl.test_tunnel import Box
 
@@ -87,6 +89,7 @@ def test_one_that_is_there_already_is_used(box: Box, fallback: str) -> None:
 def test_one_that_vanishes_is_made_again(box: Box, fallback: str) -> None:
     """The kernel's own can only be removed with its module, or when it has been renamed."""
     check(box, 1480)
+    box.tunnel._clock = lambda: time.monotonic() + LASTING
     ip("link set tunl0 down")
     ip("link set tunl0 name old0")
     if fallback == "0":
@@ -96,3 +99,39 @@ def test_one_that_vanishes_is_made_again(box: Box, fallback: str) -> None:
     else:
         ip("link del old0")
     check(box, 1480)
+
+
+CILIUM = {"tunnel": Tunnel("cilium", "")}
+
+
+def test_ciliums_device_is_used_and_ours_not_made(fallback: str, host: Host) -> None:
+    """Cilium gives another name to the kernel's tunl0, or makes a device; its MTU is its business."""
+    host.wire()
+    subprocess.run(["modprobe", "ipip"], check=True)
+    ip("link set tunl0 name cilium_tunl" if fallback == "0" else "link add cilium_tunl type ipip")
+    ip("link set cilium_tunl mtu 1400")
+    had = tunl0()
+    with contextlib.closing(Netlink()) as netlink:
+        box = Box(netlink, "cilium")
+        box.tunnel.update(CILIUM, ())
+        assert box.step() == []
+        assert box.device() == "cilium_tunl"
+        found = lines("-o link show cilium_tunl")[0]
+        assert "mtu 1400" in found and ",UP" in found.split(">")[0]
+        assert tunl0() == had, "neither made nor touched"
+        sent = netlink.sent
+        assert box.step() == [] and netlink.sent == sent
+
+
+def test_where_cilium_has_none_ours_is_made(fallback: str, host: Host) -> None:
+    """And left for Cilium's when that appears."""
+    host.wire()
+    with contextlib.closing(Netlink()) as netlink:
+        box = Box(netlink, "cilium")
+        box.tunnel.update(CILIUM, ())
+        check(box, 1480)
+        ip("link add cilium_tunl type ipip local 10.1.0.10 remote 10.1.0.11")
+        assert box.step() == []
+        assert box.device() == "cilium_tunl"
+        ip("link del cilium_tunl")
+        check(box, 1480)

@@ -1,9 +1,10 @@
-"""The kernel's WireGuard, through its adapter: the contract, the reconcilers, and two that talk."""
+"""The kernel's WireGuard, through its adapter: the contract, the reconcilers, and two hosts that talk."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from kilo.model.keys import PresharedKey
 from kilo.model.plan import PlanItem, PlannedPeer
 from kilo.netctl.key import PrivateKey
 from kilo.netctl.netlink.socket import KernelError
-from kilo.netctl.wireguard.device import PeerChange
+from kilo.netctl.wireguard.device import PeerChange, PeerState
 from kilo.netctl.wireguard.kernel import Kernel
 from kilo.netctl.wireguard.peers import Peers
 from tests.lab.host import Host as LabHost
 from tests.lab.host import wait_until
 from tests.lab.ping import open_socket, reachable
 from tests.lab.underlay import connect
-from tests.unit.netctl.hosts import Host, ip, lines
+from tests.unit.netctl.hosts import SOCKETS, Host, ip, lines
 from tests.unit.netctl.plans import interface as planned_interface
 from tests.unit.netctl.plans import key, node
 from tests.unit.netctl.test_interface import KEY, Box
@@ -174,47 +175,98 @@ def test_an_interface_that_is_gone_is_an_error_of_the_device(device: Kernel, int
     ip(f"link del {interface}")
     with pytest.raises(KernelError, match="ENODEV"):
         device.read()
-    assert "ENODEV" in device.change([PeerChange(key(1))])[0]
+    with pytest.raises(KernelError, match="ENODEV"):
+        device.change([PeerChange(key(1))])
 
 
-@pytest.mark.parametrize("network", ["192.0.2", "2001:db8:1:"])
-def test_two_talk_with_a_preshared_key(network: str, logs: Path) -> None:
-    """Over IPv4 and over IPv6: handshake, keepalive, and a ping through the tunnel."""
-    names = ("left", "right")
-    hosts = [LabHost(name, logs) for name in names]
-    devices: list[Kernel] = []
+def test_wireguard_go_that_runs_is_adopted_and_the_kernel_follows_it(host: Host, box: Box) -> None:
+    """As after an upgrade of the host's kernel: what serves peers is not ended, but not started again."""
+    process = subprocess.Popen(
+        ["wireguard-go", "-f", host.interface], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    box.plan(planned_interface())
     try:
-        connect(hosts[0], "eth0", hosts[1], "eth0")
-        keys = [PrivateKey(bytes([n + 1]) * 32) for n in range(2)]
-        outside = [f"{network}:{n}" if ":" in network else f"{network}.{n}" for n in (1, 2)]
-        for n, host in enumerate(hosts):
+        wait_until((SOCKETS / f"{host.interface}.sock").exists, 30, "wireguard-go serves")
+        assert box.step() == []
+        assert box.interface.device is not None and box.interface.device.kind == "userspace"
+        assert box.interface.state.private_key == KEY
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: host.interface not in ip("-br link"), 30, "its device is gone")
+    assert box.step() == []
+    assert box.interface.device is not None and box.interface.device.kind == "kernel"
+    assert ",UP" in lines(f"-o link show {host.interface}")[0]
+    assert box.interface.state.private_key == KEY
+
+
+class Pair:
+    """Two hosts with a cable and a tunnel between them, each the other's peer."""
+
+    def __init__(self, network: str, logs: Path) -> None:
+        self.hosts = [LabHost(name, logs) for name in ("left", "right")]
+        self.keys = [PrivateKey(bytes([n + 1]) * 32) for n in range(2)]
+        self.outside = [f"{network}:{n}" if ":" in network else f"{network}.{n}" for n in (1, 2)]
+        self.devices: list[Kernel] = []
+        connect(self.hosts[0], "eth0", self.hosts[1], "eth0")
+        for n, host in enumerate(self.hosts):
             bits = 64 if ":" in network else 24
-            host.ip(f"addr add {outside[n]}/{bits} dev eth0", "link add wg0 type wireguard")
+            host.ip(f"addr add {self.outside[n]}/{bits} dev eth0", "link add wg0 type wireguard")
             device = host.call(lambda: Kernel("wg0"))
-            devices.append(device)
-            device.configure(keys[n], 51820)
+            self.devices.append(device)
+            device.configure(self.keys[n], 51820)
             host.ip(f"addr add 10.9.0.{n + 1}/24 dev wg0", "link set wg0 up")
-        for n, device in enumerate(devices):
+        for n, device in enumerate(self.devices):
             other = 1 - n
             peer = PeerChange(
-                keys[other].public(),
+                self.keys[other].public(),
                 allowed_ips=(f"10.9.0.{other + 1}/32",),
-                endpoint=(outside[other], 51820),
+                endpoint=(self.outside[other], 51820),
                 keepalive=1 if n else None,
                 preshared_key=PresharedKey(key(77)),
             )
             assert device.change([peer]) == [""]
+        wait_until(lambda: self.met(0) and self.met(1), 60, "both have a handshake")
 
-        def met(n: int) -> bool:
-            state = devices[n].read().peers[keys[1 - n].public()]
-            return state.last_handshake > 0 and state.received_bytes > 0 and state.sent_bytes > 0
+    def seen(self, n: int) -> PeerState:
+        """What one side knows of the other."""
+        return self.devices[n].read().peers[self.keys[1 - n].public()]
 
-        wait_until(lambda: met(0) and met(1), 60, "both have a handshake")
-        with hosts[0].call(open_socket) as raw:
-            assert reachable({"left": raw}, {"right": "10.9.0.2"}, 30)
-        assert devices[0].read().peers[keys[1].public()].endpoint == (outside[1], 51820)
-    finally:
-        for device in devices:
+    def met(self, n: int) -> bool:
+        state = self.seen(n)
+        return state.last_handshake > 0 and state.received_bytes > 0 and state.sent_bytes > 0
+
+    def close(self) -> None:
+        for device in self.devices:
             device.close()
-        for host in hosts:
+        for host in self.hosts:
             host.close()
+
+
+@pytest.fixture(params=["192.0.2", "2001:db8:1:"], ids=["IPv4", "IPv6"])
+def pair(request: pytest.FixtureRequest, logs: Path) -> Iterator[Pair]:
+    with contextlib.closing(Pair(request.param, logs)) as made:
+        yield made
+
+
+def test_two_talk_with_a_preshared_key(pair: Pair) -> None:
+    """Handshake, keepalive, and a ping through the tunnel."""
+    with pair.hosts[0].call(open_socket) as raw:
+        assert reachable({"left": raw}, {"right": "10.9.0.2"}, 30)
+    assert pair.seen(0).endpoint == (pair.outside[1], 51820)
+
+
+def test_an_endpoint_that_the_kernel_learnt_stays_until_there_is_news(pair: Pair) -> None:
+    """The right side moves to another port, as behind NAT, and the left one hears from it there."""
+    name, there = pair.keys[1].public(), pair.outside[1]
+    plan = PlannedPeer(name, ("10.9.0.2/32",), there, 51820, preshared_key=PresharedKey(key(77)))
+    left = Settled(pair.devices[0])
+    assert left.plan({plan.key: plan}) == 0, "all is as planned"
+    pair.devices[1].configure(None, 51999)
+    wait_until(lambda: pair.seen(0).endpoint == (there, 51999), 30, "the kernel learnt the new endpoint")
+    assert left.read_again() == 0
+    assert pair.seen(0).endpoint == (there, 51999)
+    moved = PlannedPeer(name, ("10.9.0.2/32",), there, 51821, preshared_key=PresharedKey(key(77)))
+    assert left.plan({moved.key: moved}) == 1, "the operator says that it moved again"
+    wait_until(lambda: pair.seen(0).endpoint == (there, 51999), 30, "its own packets know better")
+    assert left.read_again() == 0
