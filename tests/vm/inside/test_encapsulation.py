@@ -38,7 +38,8 @@ REPAIR_SECONDS = 10
 """Within 1 s of the event on a real machine; looking alone takes as long on an emulated one."""
 POLL_SECONDS = REPAIR_SECONDS + 5
 """The kernel sends no events for WireGuard's peers."""
-RESYNC_SECONDS = REPAIR_SECONDS + 30
+RESYNC = 10
+RESYNC_SECONDS = REPAIR_SECONDS + RESYNC
 """Nor for legacy tables."""
 GAP_SECONDS = 10
 """How long a change of leader may interrupt traffic between locations, which takes less than 1 s even
@@ -67,7 +68,7 @@ def laptop(hosts: Mesh) -> Laptop:
 def mode(request: pytest.FixtureRequest, hosts: Mesh, laptop: Laptop) -> str:
     """The value of --encapsulate that all agents run with now; what they do has settled."""
     mode = str(request.param)
-    flags = [f"--encapsulate={mode}", f"--firewall={FIREWALLS[mode]}"]
+    flags = [f"--encapsulate={mode}", f"--firewall={FIREWALLS[mode]}", f"--resync-period={RESYNC}s"]
     places.restart_agents(hosts, mode, ["--mesh-granularity=location", *flags])
     hosts.attach_pods(SECONDS)
     places.settle(hosts, mode)
