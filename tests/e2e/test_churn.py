@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.observe import allowed_by_key
+from tests.e2e.observe import allowed_by_key, beside
 from tests.lab.dataplane import routes
 from tests.lab.host import wait_until
 from tests.lab.mesh import Member, Mesh, NodeSpec
@@ -66,10 +66,9 @@ BLOWS: tuple[Callable[[Member], None], ...] = (
 @contextmanager
 def coming_and_going(mesh: Mesh, present: set[SimulatedNode]) -> Iterator[None]:
     """Simulated nodes join and leave meanwhile; ``present`` holds those that are there."""
-    done = threading.Event()
     nodes = [SimulatedNode(number) for number in range(NODES)]
 
-    def work() -> None:
+    def work(done: threading.Event) -> None:
         while not done.wait(0.05):
             node = random.choice(nodes)
             if node in present:
@@ -80,13 +79,8 @@ def coming_and_going(mesh: Mesh, present: set[SimulatedNode]) -> Iterator[None]:
                 mesh.cluster.create_node(node.name, node.pod_cidr, {}, annotations)
                 present.add(node)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with beside(work):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module")

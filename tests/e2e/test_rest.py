@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.observe import all_know
+from tests.e2e.observe import all_know, beside
 from tests.lab.agents import WORKERS
 from tests.lab.host import wait_until
 from tests.lab.mesh import Mesh, NodeSpec
@@ -39,21 +39,15 @@ CHANGES = re.compile(
 @contextmanager
 def checking_in(mesh: Mesh) -> Iterator[None]:
     """All simulated nodes check in meanwhile, evenly spread."""
-    done = threading.Event()
 
-    def work() -> None:
+    def work(done: threading.Event) -> None:
         for number in itertools.cycle(range(NODES)):
             if done.wait(PERIOD / NODES):
                 return
             mesh.cluster.do(methodcaller("check_in", SimulatedNode(number).name))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
+    with beside(work):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextmanager

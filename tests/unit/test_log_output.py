@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,17 +29,6 @@ open(sys.argv[1], "w").write(str(time.monotonic() - begun))
 sys.stdin.read(1)
 log.info("last")
 """
-
-
-@pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    r, w = os.pipe()
-    yield r, w
-    for fd in (r, w):
-        try:
-            os.close(fd)
-        except OSError:
-            continue
 
 
 def drain(fd: int) -> list[dict[str, object]]:

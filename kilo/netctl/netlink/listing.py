@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import socket
-import struct
 
 from kilo.errors import TemporaryError
-from kilo.netctl.netlink.socket import HEADER, NLM_F_REQUEST, Message, read_error, split
+from kilo.netctl.netlink.socket import NLM_F_DUMP, Message, question, read_part
 
-_NLM_F_DUMP = 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_HEADER = struct.Struct("=IHHII")
+_SEQUENCE = 1
 _PART = 1 << 15
 
 
@@ -28,8 +25,7 @@ class Listing:
             raise TemporaryError(f"netlink socket: {e.strerror}") from e
         self._socket.setblocking(False)
         try:
-            flags = NLM_F_REQUEST | _NLM_F_DUMP
-            self._socket.send(_HEADER.pack(HEADER + len(body), kind, flags, 1, 0) + body)
+            self._socket.send(question(kind, NLM_F_DUMP, _SEQUENCE, body))
         except OSError as e:
             self._socket.close()
             raise TemporaryError(f"netlink: {e.strerror}") from e
@@ -39,22 +35,14 @@ class Listing:
 
     def read(self) -> tuple[list[Message], bool]:
         """The next part, of some 32 KiB, and whether it was the last. Raises KernelError, TemporaryError."""
-        messages: list[Message] = []
         try:
             data = self._socket.recv(_PART)
         except BlockingIOError:
-            return messages, False
+            return [], False
         except OSError as e:
             raise TemporaryError(f"netlink: {e.strerror}") from e
-        for kind, flags, _, port, _, start, end in split(data):
-            if kind == _NLMSG_ERROR:
-                refusal = read_error(flags, data, start, end)
-                if refusal is not None:
-                    raise refusal
-            if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                return messages, True
-            messages.append(Message(kind, flags, port, data, start, end))
-        return messages, False
+        part = read_part(data, _SEQUENCE)
+        return part.messages, part.last
 
     def close(self) -> None:
         self._socket.close()

@@ -24,7 +24,7 @@ NLM_F_ACK = 0x4
 NLM_F_REPLACE = 0x100
 NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
-_NLM_F_DUMP = 0x300
+NLM_F_DUMP = 0x300
 _NLM_F_DUMP_INTR = 0x10
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
@@ -80,6 +80,14 @@ class Message(NamedTuple):
     data: bytes
     start: int
     end: int
+
+
+class Part(NamedTuple):
+    """Of an answer, what came in one datagram. ``consistent``: nothing changed while it was read."""
+
+    messages: list[Message]
+    last: bool
+    consistent: bool
 
 
 class Netlink:
@@ -145,7 +153,7 @@ class Netlink:
         the family asked about. Raises KernelError, TemporaryError."""
         for _ in range(_DUMP_TRIES):
             try:
-                messages, consistent = self._ask(kind, _NLM_F_DUMP, body)
+                messages, consistent = self._ask(kind, NLM_F_DUMP, body)
             except KernelError as e:
                 if optional and e.errno in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                     return []
@@ -161,21 +169,15 @@ class Netlink:
     def _ask(self, kind: int, flags: int, body: bytes) -> tuple[list[Message], bool]:
         """The answer, and whether it is consistent in itself."""
         sequence = self._sequence = self._sequence + 1
-        self._send(_HEADER.pack(HEADER + len(body), kind, NLM_F_REQUEST | flags, sequence, 0) + body)
+        self._send(question(kind, flags, sequence, body))
         messages: list[Message] = []
         consistent = True
         while True:
-            for got, got_flags, answers, port, data, start, end in split(self._receive()):
-                if answers != sequence:
-                    continue
-                consistent = consistent and not got_flags & _NLM_F_DUMP_INTR
-                if got == _NLMSG_ERROR:
-                    refusal = read_error(got_flags, data, start, end)
-                    if refusal is not None:
-                        raise refusal
-                if got in (_NLMSG_DONE, _NLMSG_ERROR):
-                    return messages, consistent
-                messages.append(Message(got, got_flags, port, data, start, end))
+            part = read_part(self._receive(), sequence)
+            messages += part.messages
+            consistent = consistent and part.consistent
+            if part.last:
+                return messages, consistent
 
     def _send(self, data: bytes) -> None:
         try:
@@ -245,6 +247,11 @@ class Events:
         self._socket.close()
 
 
+def question(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    """A message that asks, alone in its datagram; what comes is for ``read_part``."""
+    return _HEADER.pack(HEADER + len(body), kind, NLM_F_REQUEST | flags, sequence, 0) + body
+
+
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes, int, int]]:
     """The messages of one datagram: type, flags, sequence, port, the datagram, body's start and end."""
     offset, size = 0, len(data)
@@ -254,6 +261,24 @@ def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes, int, int]]:
             return
         yield kind, flags, sequence, port, data, offset + HEADER, offset + length
         offset += length + 3 & ~3
+
+
+def read_part(data: bytes, sequence: int) -> Part:
+    """What a datagram has of the answer to request ``sequence``. Raises KernelError if it was refused."""
+    messages: list[Message] = []
+    consistent = True
+    for kind, flags, answers, port, _, start, end in split(data):
+        if answers != sequence:
+            continue
+        consistent = consistent and not flags & _NLM_F_DUMP_INTR
+        if kind == _NLMSG_ERROR:
+            refusal = read_error(flags, data, start, end)
+            if refusal is not None:
+                raise refusal
+        if kind in (_NLMSG_DONE, _NLMSG_ERROR):
+            return Part(messages, True, consistent)
+        messages.append(Message(kind, flags, port, data, start, end))
+    return Part(messages, False, consistent)
 
 
 def read_error(flags: int, data: bytes, start: int, end: int) -> KernelError | None:

@@ -47,3 +47,12 @@ def box(host: Host, tmp_path: Path) -> Iterator[Box]:
         yield made
     finally:
         made.bus.close()
+
+
+@pytest.fixture
+def xtables_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the xtables lock, for this test alone."""
+    path = tmp_path / "xtables.lock"
+    path.touch()
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    return path

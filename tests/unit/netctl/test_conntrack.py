@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import socket
@@ -21,7 +20,8 @@ from kilo.netctl import conntrack
 from kilo.netctl.conntrack import StaleFlows
 from kilo.netctl.host import Host, Roles
 from kilo.netctl.netlink.socket import Netlink
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.capability import without_net_admin
+from tests.unit.netctl.firewall.hosts import (
     HOST,
     HOST6,
     KNOWN,
@@ -395,26 +395,10 @@ def test_what_the_kernel_refuses_is_told_once_and_costs_nothing_else(wired: Host
         stream.seen()
         for items in ([policy(), *FROM_PODS], FRIENDS, entries(no_masquerade_to="10.2.7.0/24")):
             watched.agent.plan(*items)
-            assert wired.host.call(lambda: without_capability(watched.look)) == 0
+            assert wired.host.call(lambda: without_net_admin(watched.look)) == 0
         os.close(write)
         with open(read) as lines:
             assert lines.read().count("flows may keep to their old way") == 1
-
-
-def without_capability(work: Callable[[], int]) -> int:
-    """``work`` without CAP_NET_ADMIN, in this thread alone, which then gets it back."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, data) == 0
-    effective = data[0]
-    data[0] &= ~(1 << 12)
-    assert libc.capset(header, data) == 0
-    try:
-        return work()
-    finally:
-        data[0] = effective
-        assert libc.capset(header, data) == 0
 
 
 class Routers:

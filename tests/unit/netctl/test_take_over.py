@@ -16,7 +16,7 @@ import pytest
 
 from kilo.model.plan import Firewall, PlanItem, Route
 from tests.feeding import eventually
-from tests.unit.netctl.firewall_hosts import Namespace, entries
+from tests.unit.netctl.firewall.hosts import Namespace, entries
 from tests.unit.netctl.hosts import Host, ip, lines
 from tests.unit.netctl.plans import key
 from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box

@@ -9,9 +9,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from kilo.bus import WORKERS
 from kilo.cli.status import look
@@ -20,17 +18,6 @@ from tests.unit.supervisor.agents import CLEAN, Agent, wait
 
 Start = Callable[..., Agent]
 Pipe = tuple[int, int]
-
-
-@pytest.fixture
-def pipe() -> Iterator[Pipe]:
-    r, w = os.pipe()
-    yield r, w
-    for fd in (r, w):
-        try:
-            os.close(fd)
-        except OSError:
-            continue
 
 
 def works_and_ends(agent: Agent) -> None:

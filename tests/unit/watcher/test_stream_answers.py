@@ -88,10 +88,8 @@ def test_watches_that_end_at_once_with_nothing_are_a_failure_that_is_told_once(
     assert following.known == {"a"}
 
 
-def test_after_watches_that_say_nothing_one_that_stands_counts(
-    follow: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BELIEVED_AFTER", 0.5)
+def silent_twice(then: bytes) -> Answer:
+    """A list, two watches that end with nothing, and one that says ``then``, and stands."""
     watches = itertools.count()
 
     def answer(request: str) -> Iterator[bytes]:
@@ -100,10 +98,17 @@ def test_after_watches_that_say_nothing_one_that_stands_counts(
         elif next(watches) < 2:
             yield HEAD + END
         else:
-            yield HEAD
+            yield then
             threading.Event().wait(5)
 
-    following, _ = follow(answer)
+    return answer
+
+
+def test_after_watches_that_say_nothing_one_that_stands_counts(
+    follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BELIEVED_AFTER", 0.5)
+    following, _ = follow(silent_twice(HEAD))
     eventually(lambda: len(following.failures()) == 2)
     eventually(lambda: isinstance(following.events[-1], Changed))
     assert len(following.failures()) == 2
@@ -111,18 +116,7 @@ def test_after_watches_that_say_nothing_one_that_stands_counts(
 
 def test_after_watches_that_say_nothing_one_that_speaks_counts(follow: Follow) -> None:
     event = b'{"type":"ADDED","object":{"metadata":{"name":"b","resourceVersion":"10"}}}\n'
-    watches = itertools.count()
-
-    def answer(request: str) -> Iterator[bytes]:
-        if "watch=" not in request:
-            yield whole(NODE_LIST)
-        elif next(watches) < 2:
-            yield HEAD + END
-        else:
-            yield HEAD + chunk(event)
-            threading.Event().wait(5)
-
-    following, _ = follow(answer)
+    following, _ = follow(silent_twice(HEAD + chunk(event)))
     following.knows("a", "b")
     assert len(following.failures()) == 2
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kilo
 from kilo.netctl.firewall.choice import Kind
-from tests.unit.netctl.firewall_hosts import Namespace
+from tests.unit.netctl.firewall.hosts import Namespace
 
 _START = """
 import os, sys
@@ -90,13 +89,6 @@ _TRACED = "trace=setsockopt,sendto,sendmsg,execve,clone,clone3,fork,vfork,write"
 _TYPES = {"0x607": "LIST", "0x609": "ADD", "0x60a": "DEL", "0x603": "DESTROY"}
 """strace gives a message's type as a number or in words, as it happens to know the socket."""
 _MESSAGE = re.compile(r"(?:nlmsg_type=|NFT_MSG_|_CMD_|SO_SET_|NFNL_MSG_)(?!NFNL)(\w+)")
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 @pytest.fixture

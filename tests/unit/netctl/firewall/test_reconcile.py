@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,8 @@ from kilo.netctl.firewall.layout import FAMILIES, Entry, addresses
 from kilo.netctl.firewall.rules import Chain
 from kilo.netctl.firewall.tables import Tables
 from kilo.netctl.reconcile import Outcome
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.capability import without_net_admin
+from tests.unit.netctl.firewall.hosts import (
     PROGRAMS,
     Agent,
     Namespace,
@@ -34,13 +34,6 @@ SAMPLE = entries(
 )
 ALL = policy(guard=True, forward=True)
 SETS = [True, False]
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 def saved(host: Namespace) -> list[str]:
@@ -303,22 +296,4 @@ def test_a_chain_that_others_still_use_is_emptied_and_told(host: Namespace) -> N
 
 def test_no_capability_is_an_error_and_not_an_empty_kernel(host: Namespace) -> None:
     with pytest.raises(TemporaryError, match="Operation not permitted"):
-        host.call(_read_without_capability)
-
-
-def _read_without_capability() -> None:
-    """In this thread alone, which then gets its capability back."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    data = (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, data) == 0
-    effective = data[0]
-    data[0] &= ~(1 << 12)
-    assert libc.capset(header, data) == 0
-    try:
-        xtables.read_table(4, "nat")
-    finally:
-        data[0] = effective
-        assert libc.capset(header, data) == 0
+        host.call(lambda: without_net_admin(lambda: xtables.read_table(4, "nat")))

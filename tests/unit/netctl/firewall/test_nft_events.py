@@ -14,7 +14,7 @@ from kilo.log import Logger
 from kilo.netctl.firewall import Firewall
 from kilo.netctl.firewall.nft_events import FIGHT, NftEvents
 from kilo.netctl.reconcile import Outcome
-from tests.unit.netctl.firewall_hosts import Namespace, entries, policy
+from tests.unit.netctl.firewall.hosts import Namespace, entries, policy
 
 SAMPLE = entries(
     masquerade_from="10.2.0.0/24", no_masquerade_to="10.2.0.0/24 10.2.1.0/24", forward_accept_to="10.2.0.0/24"
@@ -74,13 +74,6 @@ class Watching:
             assert time.monotonic() - begun < limit
             time.sleep(0.01)
         return time.monotonic() - begun
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,49 +17,27 @@ from kilo.log import Logger
 from kilo.netctl.firewall import reconciler
 from kilo.netctl.firewall.lock import XtablesLock
 from tests.feeding import eventually
-from tests.unit.netctl.firewall_hosts import Agent, Namespace, entries, errors, policy
+from tests.unit.netctl.firewall.hosts import Agent, Namespace, entries, errors, held, policy
 
 SAMPLE = entries(masquerade_from="10.2.0.0/24", no_masquerade_to="10.2.0.0/24")
 TABLES = {"nat-v4", "nat-v6", "mangle-v4", "mangle-v6"}
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The lock's."""
-    path = tmp_path / "xtables.lock"
-    path.touch()
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
-    return path
-
-
-@contextlib.contextmanager
-def held(file: Path) -> Iterator[None]:
-    """As by another program."""
-    with file.open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        yield
 
 
 def is_there(host: Namespace) -> bool:
     return "KILO-NAT" in host.beside("iptables-legacy-save")
 
 
-def test_a_pass_does_not_wait_for_long_and_says_what_it_waits_for(host: Namespace, file: Path) -> None:
+def test_a_pass_does_not_wait_for_long_and_says_what_it_waits_for(
+    host: Namespace, xtables_lock: Path
+) -> None:
     agent = Agent(host)
     agent.resync()
-    with held(file):
+    with held(xtables_lock):
         began = time.monotonic()
         outcomes = agent.plan(policy(), *SAMPLE)
         assert time.monotonic() - began < 0.3
         told = {outcome.key: outcome.error for outcome in outcomes if outcome.waits}
-        assert told == {key: f"{key}: another program holds {file}" for key in TABLES}
+        assert told == {key: f"{key}: another program holds {xtables_lock}" for key in TABLES}
         assert not agent.backend.settled()
         assert set(errors(agent.step())) == set(told.values()), "every pass tries, there is no longer wait"
         assert not is_there(host)
@@ -68,7 +45,7 @@ def test_a_pass_does_not_wait_for_long_and_says_what_it_waits_for(host: Namespac
     assert agent.backend.settled() and agent.resync() == []
 
 
-def test_rules_are_there_as_soon_as_the_lock_is_free(host: Namespace, file: Path) -> None:
+def test_rules_are_there_as_soon_as_the_lock_is_free(host: Namespace, xtables_lock: Path) -> None:
     """Nobody makes a pass of his own accord; and the loop serves others meanwhile."""
     agent = Agent(host)
     agent.resync()
@@ -89,7 +66,7 @@ def test_rules_are_there_as_soon_as_the_lock_is_free(host: Namespace, file: Path
 
     items = {item.key: item for item in (policy(), *SAMPLE)}
     agent.firewall.update(items, [])
-    with held(file):
+    with held(xtables_lock):
         running = host.start(run)
         time.sleep(0.8)
         assert len(seen) == 1 and len(seen[0]) == len(TABLES)
@@ -102,11 +79,11 @@ def test_rules_are_there_as_soon_as_the_lock_is_free(host: Namespace, file: Path
     assert max(b - a for a, b in itertools.pairwise(rounds)) < 0.3
 
 
-def test_the_end_waits_longer(host: Namespace, file: Path) -> None:
+def test_the_end_waits_longer(host: Namespace, xtables_lock: Path) -> None:
     agent = Agent(host)
     agent.plan(policy(), *SAMPLE)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(held(file))
+        stack.enter_context(held(xtables_lock))
         ending = threading.Timer(0.7, stack.close)
         ending.start()
         began = time.monotonic()
@@ -117,25 +94,25 @@ def test_the_end_waits_longer(host: Namespace, file: Path) -> None:
 
 
 def test_at_the_end_a_lock_that_stays_held_is_an_error(
-    host: Namespace, file: Path, monkeypatch: pytest.MonkeyPatch
+    host: Namespace, xtables_lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciler, "CLEAN_UP_PATIENCE", 0.3)
     for flag in ("legacy", "nftables"):
         agent = Agent(host, flag="legacy")
         agent.plan(policy(), *SAMPLE)
         agent = Agent(host, flag=flag)
-        with held(file):
+        with held(xtables_lock):
             began = time.monotonic()
             told = "; ".join(errors(agent.clean_up()))
             assert 0.3 < time.monotonic() - began < 1.5
-        assert told.count(f"another program holds {file}") >= 4
+        assert told.count(f"another program holds {xtables_lock}") >= 4
         assert is_there(host)
         assert not errors(agent.clean_up())
         assert not is_there(host)
 
 
-def test_nobody_else_gets_the_lock_while_we_hold_it(file: Path) -> None:
-    with file.open() as other:
+def test_nobody_else_gets_the_lock_while_we_hold_it(xtables_lock: Path) -> None:
+    with xtables_lock.open() as other:
         with XtablesLock(Logger("netctl", "none")).held(), pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

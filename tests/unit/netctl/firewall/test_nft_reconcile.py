@@ -7,7 +7,6 @@ import ipaddress
 import random
 import re
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -27,7 +26,7 @@ from kilo.netctl.firewall.nft_socket import NETLINK_NETFILTER, NftSocket
 from kilo.netctl.netlink.attributes import attribute
 from kilo.netctl.netlink.socket import Events, Request
 from kilo.netctl.reconcile import Outcome
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.firewall.hosts import (
     PROGRAMS,
     Agent,
     Namespace,
@@ -48,13 +47,6 @@ SAMPLE = entries(
 ALL = policy(guard=True, forward=True)
 SETS = [True, False]
 OWNER = 2
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 def nft_agent(host: Namespace, sets: bool = True) -> Agent:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from kilo.model.plan import PlanItem, Tunnel
 from kilo.netctl.firewall.choice import Kind
-from tests.unit.netctl.firewall_hosts import PROGRAMS, Agent, Namespace, entries, errors, policy
+from tests.unit.netctl.firewall.hosts import PROGRAMS, Agent, Namespace, entries, errors, policy
 
 V4, V6 = "10.{a}.{b}.0/24", "fd00:{a}:{b}::/48"
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 def plan(nodes: int) -> list[PlanItem]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from kilo.log import Logger
 from kilo.netctl.firewall import ipset, legacy, nft_messages, xtables
 from kilo.netctl.firewall.choice import Kind
 from kilo.netctl.firewall.layout import FAMILIES
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.firewall.hosts import (
     HOST,
     KNOWN,
     POD,
@@ -45,13 +44,6 @@ V4 = entries(
 V6 = entries(masquerade_from="fd00:2::/64", no_masquerade_to="fd00::/16", ipip_accept_from="fd00:1::1/128")
 NOBODY = 99
 """A family, and a subsystem of netfilter, that nobody has."""
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 @pytest.fixture(params=["legacy", "nftables"])

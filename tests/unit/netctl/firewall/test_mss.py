@@ -14,7 +14,7 @@ import pytest
 
 from kilo.model.plan import Tunnel
 from kilo.netctl.firewall.choice import Kind
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.firewall.hosts import (
     KNOWN,
     KNOWN6,
     PATIENT,

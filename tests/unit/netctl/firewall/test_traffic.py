@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from kilo.netctl.firewall.choice import Kind
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.firewall.hosts import (
     BRIEF,
     HOST,
     HOST6,

@@ -10,7 +10,7 @@ import pytest
 
 from kilo.netctl.firewall.backend import FILL_ORDER, member_of
 from kilo.netctl.firewall.ipset import Ipset, IpsetError, in_kernel, name_of
-from tests.unit.netctl.firewall_hosts import Namespace
+from tests.unit.netctl.firewall.hosts import Namespace
 
 T = TypeVar("T")
 NAME, NAME6 = "kilo-no-masquerade-to-v4", "kilo-no-masquerade-to-v6"

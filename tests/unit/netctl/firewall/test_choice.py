@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import kilo
 from kilo.log import Logger
 from kilo.netctl.firewall.choice import KUBELETS, Choice, KubeChains, Seen, decide, look
 from kilo.netctl.reconcile import Outcome
-from tests.unit.netctl.firewall_hosts import (
+from tests.unit.netctl.firewall.hosts import (
     HOST,
     KNOWN,
     POD,
@@ -61,13 +60,6 @@ assert not [o for o in outcomes if o.error], outcomes
 assert backend.settled()
 print(backend.told)
 """
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 def seen(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
 from kilo.model.plan import PlanItem, Tunnel
 from kilo.netctl.firewall.choice import Kind
-from tests.unit.netctl.firewall_hosts import PROGRAMS, Agent, Namespace, entries, errors, policy
+from tests.unit.netctl.firewall.hosts import PROGRAMS, Agent, Namespace, entries, errors, policy
 
 HOOKS = {
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
@@ -46,13 +45,6 @@ MEMBERS = entries(
     ipip_accept_from="10.1.0.10/32",
 )
 ITEMS: list[PlanItem] = [policy(guard=True, forward=True), *MEMBERS]
-
-
-@pytest.fixture
-def host() -> Iterator[Namespace]:
-    made = Namespace()
-    yield made
-    made.close()
 
 
 class Others:

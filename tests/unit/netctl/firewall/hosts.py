@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
 import socket
@@ -17,6 +18,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from kilo.config import Config
@@ -430,3 +432,11 @@ def sources_seen(
             while True:
                 found.add(str(listening.recvfrom(16)[1][0]))
     return found
+
+
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[None]:
+    """The xtables lock, as by another program."""
+    with file.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        yield
