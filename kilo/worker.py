@@ -201,11 +201,9 @@ class _Life:
         elif not self.ending:
             self._since = now
             self.end(number != signal.SIGHUP)
-        elif number != signal.SIGHUP and now - self._since > SAME_SIGNAL:
-            if self.clean_up:
-                self._log.warn("second signal; not waiting")
-                os._exit(EXIT_CRASH)
-            self.clean_up = True
+        elif now - self._since > SAME_SIGNAL:
+            self._log.warn("a signal while it ends; not waiting", signal=signal.Signals(number).name)
+            os._exit(EXIT_CRASH)
 
     def _await_parent(self) -> None:
         self._loop.call_later(PARENT_ANSWERS, self._unanswered)
@@ -235,10 +233,17 @@ class _Life:
                 self.end(clean_up=False)
 
 
-def run(name: str, factory: Callable[[Context], Worker], config: Config, leash: int | None = None) -> int:
+def run(
+    name: str,
+    factory: Callable[[Context], Worker],
+    config: Config,
+    leash: int | None = None,
+    only_clean_up: bool = False,
+) -> int:
     """Run a worker until it is told to end; its exit status.
 
-    ``leash``: this worker's end of the line to its parent, None if it runs alone.
+    ``leash``: this worker's end of the line to its parent, None if it runs alone. ``only_clean_up``: it
+    does not start, but cleans up after earlier ones.
     """
     try:
         context = Context(name, config)
@@ -246,6 +251,8 @@ def run(name: str, factory: Callable[[Context], Worker], config: Config, leash: 
         complain(f"kg {name}: {e}")
         return EXIT_PERMANENT if isinstance(e, PermanentError) else EXIT_CRASH
     life = _Life(context, leash)
+    if only_clean_up:
+        life.end(clean_up=True)
     try:
         worker = factory(context)
         if not life.going:

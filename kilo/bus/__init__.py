@@ -16,10 +16,10 @@ from kilo.bus.topics import (
     PROBLEMS,
     TOPOLOGY,
     WIREGUARD,
-    WORKERS,
     Topic,
     state_of,
 )
+from kilo.model.workers import WORKERS
 
 __all__ = [
     "ANNOUNCE",

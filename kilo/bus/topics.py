@@ -30,9 +30,9 @@ from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
 from kilo.model.node import Announcement, ClusterItem, Problem
 from kilo.model.plan import CniTarget, PlanItem
 from kilo.model.topology import TopologyItem
+from kilo.model.workers import WORKERS
 
 T = TypeVar("T")
-WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
 
 
 @dataclass(frozen=True)

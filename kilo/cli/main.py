@@ -12,8 +12,8 @@ from kilo import __version__
 from kilo.cli.help import COMMANDS, general, of_command
 from kilo.config import FLAGS, Config, Flag, FlagError, choice, load, split, value_of
 from kilo.log import complain, own_outputs
+from kilo.model.workers import CLEANERS, WORKERS
 
-WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
 HELP = ("--help", "-help", "-h")
 STATUS_FLAGS = (Flag("o", choice("text", "json"), "text, json", "What to print (default: text)."),)
 
@@ -96,8 +96,9 @@ def run_alone(name: str, config: Config) -> int:
 def clean_up(config: Config, words: list[str]) -> int:
     """Raises FlagError if ``words`` are not workers that have something to clean up."""
     for word in words:
-        if word not in ("watcher", "netctl"):
-            raise FlagError(f"kg cleanup: {word!r} is not watcher or netctl; the others leave nothing")
+        if word not in CLEANERS:
+            raise FlagError(f"kg cleanup: {word!r} is not {' or '.join(CLEANERS)}; the others leave nothing")
+    hold_signals()
     own_outputs()
     return run("kilo.cli.cleanup", config, words)
 

@@ -14,6 +14,7 @@ from kilo.errors import KiloError, TemporaryError
 from kilo.model.host import Failure, WorkerState
 from kilo.model.node import Problem
 from kilo.model.plan import Summary
+from kilo.model.readiness import APPLIED, WAITING_FOR, WorkerView, not_ready
 from kilo.supervisor.control import Reply, Request, WorkerStatus, ask
 
 HEALTHY, DEGRADED, NOT_RUNNING = 0, 1, 3
@@ -44,15 +45,16 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """``applied``: the generation that the kernel has, None if that is not known."""
+    """``applied``: the generation that the kernel has, None if that is not known. All else is None while
+    mesh is not heard."""
 
-    generation: int
-    applied: int | None
-    location: str
-    leader: bool
-    nodes: int
-    segments: int
-    peers: int
+    generation: int | None = None
+    applied: int | None = None
+    location: str | None = None
+    leader: bool | None = None
+    nodes: int | None = None
+    segments: int | None = None
+    peers: int | None = None
 
 
 class Handshakes(msgspec.Struct, frozen=True):
@@ -95,7 +97,7 @@ def main(config: Config, output: str) -> int:
 
 def look(config: Config) -> Status:
     """Listen to the bus and ask the parent."""
-    heard = Heard(config.run_dir)
+    heard = Heard(config.run_dir, config.cni)
     parent: Reply | None = None
     note = ""
     try:
@@ -126,10 +128,15 @@ def look(config: Config) -> Status:
 
 
 class Heard:
-    """What the bus says: listens until all workers were heard, or for LISTEN_FOR seconds."""
+    """What the bus says: listens until all workers were heard, or for LISTEN_FOR seconds.
 
-    def __init__(self, run_dir: str) -> None:
+    Without ``cni`` the worker of that name may be missing.
+    """
+
+    def __init__(self, run_dir: str, cni: bool) -> None:
         self.states: dict[str, WorkerState] = {}
+        self._cni = cni
+        self._awaited = [name for name in WORKERS if cni or name != "cni"]
         self._loop = Loop()
         wanted = (PLAN, PROBLEMS, WIREGUARD)
         followed: list[Subscription[Any]] = []
@@ -142,7 +149,7 @@ class Heard:
         self._plan, self.problems, self._peers = (s.state for s in followed)
 
     def _look(self, _: Change[Any]) -> None:
-        if len(self.states) == len(WORKERS) and all(s.complete for s in self._followed):
+        if all(name in self.states for name in self._awaited) and all(s.complete for s in self._followed):
             self._loop.stop()
 
     def _on_state(self, change: Change[WorkerState]) -> None:
@@ -150,28 +157,23 @@ class Heard:
         self._look(change)
 
     def reasons(self) -> list[str]:
-        """Why the node is not healthy; empty if it is."""
-        lines = [f"{w} is not heard" for w in WORKERS if w not in self.states]
+        """Why the node is not healthy, who is not ready and what else does not work; empty if it is."""
+        views = {name: WorkerView(name, self.states.get(name)) for name in WORKERS}
+        lines = [f"{name}: {why}" for name, why in not_ready(views, time.time(), self._cni).items()]
         for name, state in self.states.items():
-            if state.phase != "ready":
-                waits = state.info.get("waiting_for")
-                lines.append(f"{name} is {state.phase}" + (f"; it waits for {waits}" if waits else ""))
-            for key, failure in state.failing.items():
-                lines.append(f"{name}: {key}: {failure.message} (for {ago(failure.since)})")
-        plan = self.planned()
-        if plan is not None and "netctl" in self.states and plan.applied != plan.generation:
-            at = "none is" if plan.applied is None else f"{plan.applied} is"
-            lines.append(f"plan {plan.generation} is not applied; {at}")
+            failing = state.failing.items()
+            lines += [f"{name}: {key}: {f.message} (for {ago(f.since)})" for key, f in failing]
         return lines
 
     def planned(self) -> Plan | None:
         summary, netctl = self._plan.get("summary"), self.states.get("netctl")
+        gauge = netctl.gauges.get(APPLIED) if netctl else None
+        applied = None if gauge is None else int(gauge)
         if not isinstance(summary, Summary):
-            return None
-        applied = netctl.gauges.get("applied_generation") if netctl else None
+            return Plan(applied=applied) if "mesh" not in self.states else None
         return Plan(
             generation=summary.generation,
-            applied=None if applied is None else int(applied),
+            applied=applied,
             location=summary.location,
             leader=summary.leader,
             nodes=summary.nodes,
@@ -191,7 +193,8 @@ class Heard:
 
     def workers(self, parent: Reply | None) -> list[Worker]:
         known = {w.worker: w for w in parent.workers} if parent else {}
-        return [_worker(name, self.states.get(name), known.get(name)) for name in WORKERS]
+        shown = [name for name in WORKERS if name in self._awaited or name in self.states]
+        return [_worker(name, self.states.get(name), known.get(name)) for name in shown]
 
 
 def _worker(name: str, state: WorkerState | None, seen: WorkerStatus | None) -> Worker:
@@ -204,7 +207,7 @@ def _worker(name: str, state: WorkerState | None, seen: WorkerStatus | None) -> 
             uptime_seconds=round(max(0.0, time.time() - state.started), 1),
             memory_bytes=state.resident_bytes,
             cpu_seconds=round(state.cpu_seconds, 3),
-            waiting_for=state.info.get("waiting_for", ""),
+            waiting_for=state.info.get(WAITING_FOR, ""),
             failing=state.failing,
             errors=state.errors,
         )
@@ -243,6 +246,8 @@ def _plan_line(plan: Plan | None) -> str:
     if plan is None:
         return "no plan yet"
     applied = "unknown" if plan.applied is None else str(plan.applied)
+    if plan.generation is None:
+        return f"plan unknown, as mesh is not heard; applied {applied}"
     role = "leader" if plan.leader else "not the leader"
     return (
         f"plan {plan.generation}, applied {applied}; {plan.location}, {role}; "

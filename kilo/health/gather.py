@@ -13,35 +13,15 @@ from functools import partial
 from typing import Any
 
 from kilo.bus import HOST, PROBLEMS, TOPOLOGY, WIREGUARD, WORKERS, Change, Subscription, state_of
+from kilo.model import readiness
 from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
 from kilo.model.node import Problem
+from kilo.model.readiness import WorkerView
 from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
 from kilo.worker import Context
 
-STALE = 5.0
-"""Seconds without a heartbeat after which a worker is not believed to be alive."""
 EVENTS_MAX = 100
-APPLIED, PLANNED, SINCE = "applied_generation", "planned_generation", "unapplied_since"
-"""Gauges of netctl: the plan that the kernel has, there once one has been applied in full; the plan
-that it was told of last; and since when (Unix s) the kernel lacks something, 0 if nothing."""
-STOPPED = "stopped"
-"""The fact of netctl that says what stops the whole data plane, there while something does."""
-LATE = 5.0
-"""Seconds that netctl has to apply a plan, or to bring back what was taken away."""
 OWN = "health"
-
-
-@dataclass(frozen=True)
-class WorkerView:
-    """A worker: what it said last, None if it was never heard, and how long ago that was (s)."""
-
-    name: str
-    state: WorkerState | None = None
-    age: float = 0.0
-
-    @property
-    def alive(self) -> bool:
-        return self.state is not None and self.age <= STALE
 
 
 @dataclass(frozen=True)
@@ -79,40 +59,11 @@ class Snapshot:
 
 
 def not_ready(snapshot: Snapshot) -> dict[str, str]:
-    """Why this node does not do all of its job, by worker; empty when it does.
-
-    A cni worker that has nothing to do may be missing.
-    """
-    reasons = {}
-    for name, view in snapshot.workers.items():
-        if view.state is None:
-            if name != "cni" or snapshot.cni:
-                reasons[name] = "not heard yet"
-        elif not view.alive:
-            reasons[name] = f"not heard for {view.age:.0f} s"
-        elif view.state.phase != "ready":
-            reasons[name] = view.state.phase
-        elif name == "netctl" and (reason := not_applied(view.state, snapshot.at)):
-            reasons[name] = reason
+    """Why this node does not do all of its job, by worker; empty when it does."""
+    reasons = readiness.not_ready(snapshot.workers, snapshot.at, snapshot.cni)
     if snapshot.topology is None:
         reasons["topology"] = "there is no plan yet"
     return reasons
-
-
-def not_applied(netctl: WorkerState, now: float) -> str:
-    """Why the kernel is not as planned, by netctl's own word; "" while it is, or is hardly late.
-
-    ``now`` in Unix seconds.
-    """
-    gauges, stopped = netctl.gauges, netctl.info.get(STOPPED, "")
-    late = now - gauges[SINCE] if gauges.get(SINCE) else 0.0
-    if APPLIED not in gauges:
-        return stopped or "no plan is applied yet"
-    if late <= LATE:
-        return ""
-    return (
-        stopped or f"plan {gauges.get(PLANNED, 0):g} is not applied for {late:.0f} s; {gauges[APPLIED]:g} is"
-    )
 
 
 class ErrorTotals:

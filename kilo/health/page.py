@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from html import escape
 
 from kilo import __version__
-from kilo.health.gather import Snapshot, WorkerView, not_ready
+from kilo.health.gather import Snapshot, not_ready
 from kilo.health.metrics import peer_names
 from kilo.health.style import STYLE
 from kilo.model.host import WireGuardPeerState
+from kilo.model.readiness import WorkerView
 from kilo.model.topology import Segment
 
 REFRESH = 10

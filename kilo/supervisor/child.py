@@ -21,10 +21,10 @@ FACTORIES = {
 }
 
 
-def run_worker(name: str, config: Config, leash: int | None = None) -> int:
+def run_worker(name: str, config: Config, leash: int | None = None, only_clean_up: bool = False) -> int:
     """Import the code of one worker, and only that, and run it; its exit status."""
     module, _, attribute = FACTORIES[name].partition(":")
-    return run(name, getattr(import_module(module), attribute), config, leash)
+    return run(name, getattr(import_module(module), attribute), config, leash, only_clean_up)
 
 
 def arrive(name: str) -> None:

@@ -63,7 +63,7 @@ class Supervised(Protocol):
     @property
     def pid(self) -> int: ...
     @property
-    def ready(self) -> bool: ...
+    def phase(self) -> str: ...
     @property
     def uptime(self) -> float: ...
     def restart(self) -> None: ...
@@ -184,7 +184,7 @@ class ControlServer:
         def look() -> None:
             for name in names:
                 worker = self._workers[name]
-                if name not in seconds and worker.pid not in (0, before[name]) and worker.ready:
+                if name not in seconds and worker.pid not in (0, before[name]) and worker.phase == "ready":
                     seconds[name] = round(time.monotonic() - begun, 3)
             late = time.monotonic() - begun > RESTART_LIMIT
             if len(seconds) == len(names) or late or client.connection not in self._clients:
@@ -218,10 +218,8 @@ def _late(worker: Supervised) -> str:
 
 def status_of(worker: Supervised) -> WorkerStatus:
     """A worker's line in ``kg status``."""
-    state = "down" if not worker.pid else "ready" if worker.ready else "starting"
-    return WorkerStatus(
-        worker.name, worker.pid, state, round(worker.uptime, 1), worker.restarts, worker.last_error
-    )
+    uptime = round(worker.uptime, 1)
+    return WorkerStatus(worker.name, worker.pid, worker.phase, uptime, worker.restarts, worker.last_error)
 
 
 def ask(run_dir: str, request: Request, timeout: float = 5.0) -> Reply:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from kilo.bus import Loop, Timer
 from kilo.leash import END, HOLD
 from kilo.log import Logger
+from kilo.model.workers import CLEANERS
 from kilo.supervisor.process import WorkerProcess
 
 STAGES = (("watcher", "cni"), ("netctl",), ("mesh", "health"))
@@ -19,11 +20,6 @@ LIMITS = (7.0, 9.0, 2.0)
 """Seconds for each of STAGES, 18 in all; then what is left of it is killed."""
 DEATH = 0.5
 """Seconds that a killed process has to vanish; one that the kernel holds is not waited for."""
-CLEANERS = {
-    "watcher": "the node's annotations",
-    "netctl": "the mesh's addresses, routes, rules, firewall rules and sets",
-}
-"""The workers that have something to clean up, and what."""
 
 
 class Ending:
@@ -78,6 +74,8 @@ class Ending:
             self._wait(LIMITS[self._stage], self._kill)
             for name in STAGES[self._stage]:
                 self._workers[name].end(self._order)
+        else:  # one that the kernel does not let go of is not waited for
+            self._wait(DEATH, self._loop.stop)
         self._loop.call_soon(self._look)
 
     def _look(self) -> None:

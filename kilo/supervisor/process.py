@@ -87,9 +87,11 @@ class WorkerProcess:
         return (self._process.pid or 0) if self._process else 0
 
     @property
-    def ready(self) -> bool:
-        state = self.state
-        return state is not None and state.pid == self.pid and state.phase == "ready"
+    def phase(self) -> str:
+        """``down``, or what the process says of itself: starting, ready or stopping."""
+        if not self.pid:
+            return "down"
+        return self.state.phase if self.state is not None else "starting"
 
     @property
     def uptime(self) -> float:

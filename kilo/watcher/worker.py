@@ -10,7 +10,7 @@ import time
 from urllib.parse import urlsplit
 
 from kilo.bus import ANNOUNCE, CLUSTER, PROBLEMS, Change
-from kilo.errors import ProtocolError
+from kilo.errors import ProtocolError, TemporaryError
 from kilo.model.net import parse_ip
 from kilo.model.node import Announcement, ApiServer, Problem
 from kilo.watcher.announcer import Announcer, Overwritten, Patched, PatchFailed, Report
@@ -77,8 +77,6 @@ class WatcherWorker:
         self._own_version = ""
         self._echo: tuple[str, float] | None = None
         self._away_since: float | None = None
-        self.left = ""
-        """What ``stop`` could not clean up, and why."""
         self._checked_in = 0.0
 
     def start(self) -> None:
@@ -94,14 +92,17 @@ class WatcherWorker:
         loop.call_every(self._context.config.resync_period, self._roster.forget_names)
 
     def stop(self, clean_up: bool) -> None:
-        """With ``clean_up`` and the flag, our annotations are taken away, within 5 s."""
+        """With ``clean_up`` and the flag, our annotations are taken away, within 5 s.
+
+        Raises TemporaryError if they are not.
+        """
         self._nodes.stop()
         self._peers.stop()
         remove = clean_up and self._clean_up
         if failure := self._announcer.close(remove):
-            self.left = f"the node's annotations were not removed: {failure}"
-            self._log.warn("the node's annotations were not removed", reason=failure)
-        elif remove:
+            self._api.close()
+            raise TemporaryError(f"the node's annotations were not removed: {failure}")
+        if remove:
             self._log.info("the node's annotations are removed")
         self._api.close()
 

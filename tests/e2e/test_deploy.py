@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kilo.model.workers import WORKERS
 from tests.apiserver import Admin
 from tests.e2e.observe import no_ping_lost
 from tests.lab.agents import Agent
@@ -24,7 +25,7 @@ from tests.lab.dataplane import CONFLIST
 from tests.lab.host import wait_until
 from tests.lab.kubelet import Cluster, Container, Pod
 from tests.lab.mesh import Member, Mesh, NodeSpec
-from tests.unit.deploy.rendered import PATHS, WORKERS, daemonsets, documents
+from tests.unit.deploy.rendered import PATHS, daemonsets, documents
 
 pytestmark = pytest.mark.e2e
 
@@ -319,13 +320,14 @@ def test_the_watcher_needs_to_hear_mesh(mesh: Mesh) -> None:
 def test_health_needs_to_hear_everybody(mesh: Mesh, heard: str) -> None:
     other = agent_of(mesh["bob"]).container(heard)
     with changed(mesh, "health", **without(mesh, "health", f"/run/kilo/{heard}")):
-        wait_until(lambda: "not heard yet" in other.probe("readinessProbe"), 20, f"{heard} is not heard")
+        said = f'"{heard}":"not heard"'
+        wait_until(lambda: said in other.probe("readinessProbe"), 20, f"{heard} is not heard")
 
 
 def test_who_is_not_in_the_group_hears_nobody(mesh: Mesh) -> None:
     with changed(mesh, "health", groups=[], group=11075):
         for name in ("watcher", "mesh", "netctl", "cni"):
-            is_unready(agent_of(mesh["bob"]).container(name), name, "not heard yet")
+            is_unready(agent_of(mesh["bob"]).container(name), name, f'"{name}":"not heard"')
 
 
 def test_netctl_needs_to_administer_the_network(mesh: Mesh) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from kilo.model.workers import WORKERS
 from tests.e2e.observe import all_know, beside
-from tests.lab.agents import WORKERS
 from tests.lab.host import wait_until
 from tests.lab.mesh import Mesh, NodeSpec
 from tests.lab.simulation import SimulatedNode

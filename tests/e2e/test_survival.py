@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kilo.model.workers import WORKERS
 from tests.e2e.observe import all_know, allowed_by_key, no_ping_lost
-from tests.lab.agents import WORKERS
 from tests.lab.dataplane import routes
 from tests.lab.host import wait_until
 from tests.lab.mesh import Mesh, NodeSpec

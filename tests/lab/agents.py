@@ -23,7 +23,6 @@ from tests.lab.processes import Process, tree
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE_PATH = {"PYTHONPATH": str(REPOSITORY)}
 """The environment in which ``python -m`` finds kilo and tests from any directory."""
-WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
 WIREGUARD_GO = "wireguard-go"
 STOP_SECONDS = 25.0
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import zmq
 
-from tests.lab.agents import WORKERS
+from kilo.model.workers import WORKERS
 from tests.lab.dataplane import configuration, peer_for, routes, wireguard_peers
 from tests.lab.mesh import Member, Mesh, NodeSpec
 from tests.lab.underlay import API_ADDRESS

@@ -60,7 +60,7 @@ def test_the_annotations_are_taken_away_or_it_says_that_they_stay(tmp_path: Path
         url = api.url
     done = kg(tmp_path, "cleanup", "watcher", f"--master={url}")
     assert done.returncode == 1
-    assert "kg cleanup: watcher: the node's annotations were not removed" in done.stderr
+    assert "kg watcher: the node's annotations were not removed" in done.stderr
 
 
 def test_only_what_has_something_to_clean_up_may_be_named(tmp_path: Path) -> None:

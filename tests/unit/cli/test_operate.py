@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,11 @@ APPLIED = {"applied_generation": 7.0}
 
 
 class Workers:
-    """Five outlets that publish what a test says, from a thread of their own."""
+    """Outlets of the five that publish what a test says, from a thread of their own."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, names: Iterable[str] = WORKERS) -> None:
         self.loop = Loop()
-        self.outlets = {name: Outlet(self.loop, str(run_dir), name) for name in WORKERS}
+        self.outlets = {name: Outlet(self.loop, str(run_dir), name) for name in names}
         self.states: dict[str, Publisher[WorkerState]] = {}
         for name, outlet in self.outlets.items():
             self.states[name] = outlet.publish(state_of(name))
@@ -39,9 +39,10 @@ class Workers:
                 "state", WorkerState(name, 1000, time.time() - 90, "ready", 1, gauges=APPLIED)
             )
             self.states[name].flush()
-        self.plan = self.outlets["mesh"].publish(PLAN)
-        self.plan.put("summary", Summary(7, "location:a", True, 4, 1, 3))
-        self.plan.flush()
+        if "mesh" in self.outlets:
+            self.plan = self.outlets["mesh"].publish(PLAN)
+            self.plan.put("summary", Summary(7, "location:a", True, 4, 1, 3))
+            self.plan.flush()
         self.problems = self.outlets["watcher"].publish(PROBLEMS)
         self.problems.flush()
         self.peers = self.outlets["netctl"].publish(WIREGUARD)
@@ -106,16 +107,65 @@ def test_status_says_what_is_wrong_and_since_when(workers: Workers, tmp_path: Pa
     assert "node n2: endpoint: malformed: 'x' (for 1" in done.stdout
 
 
-@pytest.mark.parametrize(("gauges", "said"), [({}, "none is"), ({"applied_generation": 6.0}, "6 is")])
-def test_a_plan_that_is_not_applied_is_no_health(
-    workers: Workers, tmp_path: Path, gauges: dict[str, float], said: str
+@pytest.mark.parametrize(
+    ("gauges", "late", "said"),
+    [
+        ({}, None, "no plan is applied yet"),
+        ({"applied_generation": 6.0, "planned_generation": 7.0}, 60, "plan 7 is not applied for 6"),
+        ({"applied_generation": 6.0, "planned_generation": 7.0}, 1, ""),
+    ],
+)
+def test_a_plan_that_is_not_applied_for_long_is_no_health(
+    workers: Workers, tmp_path: Path, gauges: dict[str, float], late: float | None, said: str
 ) -> None:
+    """It is judged as ``/ready`` does: a plan that has just come is no fault."""
+    if late is not None:
+        gauges = {**gauges, "unapplied_since": time.time() - late}
     workers.states["netctl"].put("state", WorkerState("netctl", 1000, time.time(), "ready", 1, gauges=gauges))
     workers.states["netctl"].flush()
     workers.thread.start()
     done = kg(tmp_path, "status")
+    assert done.returncode == (1 if said else 0)
+    assert (f"! netctl: {said}" if said else "healthy") in done.stdout
+
+
+def test_what_stops_the_data_plane_is_a_reason(workers: Workers, tmp_path: Path) -> None:
+    gauges = {**APPLIED, "unapplied_since": time.time() - 60}
+    stopped = WorkerState(
+        "netctl", 1000, time.time(), "ready", 1, gauges=gauges, info={"stopped": "kilo0: it does not answer"}
+    )
+    workers.states["netctl"].put("state", stopped)
+    workers.states["netctl"].flush()
+    workers.thread.start()
+    done = kg(tmp_path, "status")
     assert done.returncode == 1
-    assert f"plan 7 is not applied; {said}" in done.stdout
+    assert "! netctl: kilo0: it does not answer" in done.stdout
+
+
+@pytest.fixture
+def few(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Workers]:
+    """All but the worker that a test names."""
+    workers = Workers(tmp_path, [name for name in WORKERS if name != request.param])
+    workers.thread.start()
+    yield workers
+    workers.close()
+
+
+@pytest.mark.parametrize("few", ["cni"], indirect=True)
+def test_without_a_cni_worker_where_another_project_does_that(few: Workers, tmp_path: Path) -> None:
+    done = kg(tmp_path, "status", "--cni=false")
+    assert done.returncode == 0, done.stdout
+    assert "cni" not in done.stdout
+    done = kg(tmp_path, "status")
+    assert done.returncode == 1
+    assert "! cni: not heard" in done.stdout
+
+
+@pytest.mark.parametrize("few", ["mesh"], indirect=True)
+def test_what_is_applied_is_said_also_while_mesh_is_silent(few: Workers, tmp_path: Path) -> None:
+    done = kg(tmp_path, "status")
+    assert done.returncode == 1
+    assert "plan unknown, as mesh is not heard; applied 7\n" in done.stdout
 
 
 def test_status_as_json_has_all_that_the_text_has(workers: Workers, tmp_path: Path) -> None:
@@ -190,7 +240,7 @@ def test_status_names_a_worker_that_is_not_heard(workers: Workers, tmp_path: Pat
     workers.thread.start()
     done = kg(tmp_path, "status")
     assert done.returncode == 1
-    assert "cni is not heard" in done.stdout
+    assert "cni: not heard" in done.stdout
 
 
 def test_tail_prints_state_and_changes_and_no_secret(workers: Workers, tmp_path: Path) -> None:

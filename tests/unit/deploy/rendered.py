@@ -12,7 +12,6 @@ ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = DEPLOY / "manifests"
 OVERLAYS = DEPLOY / "kustomize" / "overlays"
-WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
 PLATFORMS = ("kubeadm", "k3s", "flannel", "cilium", "userspace")
 OWN_CNI = ("kubeadm", "k3s", "userspace")
 SPLIT = tuple(f"{platform}-split" for platform in PLATFORMS)

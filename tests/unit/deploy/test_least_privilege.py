@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from kilo.model.workers import WORKERS
 from tests.unit.deploy.rendered import (
     NAMES,
     OWN_CNI,
     SINGLE,
     SPLIT,
-    WORKERS,
     Document,
     container,
     containers,

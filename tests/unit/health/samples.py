@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from kilo.health.gather import Snapshot, WorkerView
+from kilo.health.gather import Snapshot
 from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
 from kilo.model.node import Endpoint, Problem
+from kilo.model.readiness import WorkerView
 from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
+from kilo.model.workers import WORKERS
 
 NOW = 1_700_000_000.0
-WORKERS = ("watcher", "mesh", "netctl", "cni", "health")
 
 
 def key(number: int) -> str:

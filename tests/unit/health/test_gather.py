@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kilo.health.gather import EVENTS_MAX, ErrorTotals, WorkerView, not_ready
+from kilo.health.gather import EVENTS_MAX, ErrorTotals, not_ready
+from kilo.model.readiness import WorkerView
 from tests.unit.health.samples import NOW, netctl, snapshot, state, views
 
 
@@ -15,9 +16,13 @@ def test_all_well_is_ready() -> None:
 @pytest.mark.parametrize(
     ("view", "reason"),
     [
-        (WorkerView("netctl"), "not heard yet"),
+        (WorkerView("netctl"), "not heard"),
         (WorkerView("netctl", state("netctl"), 5.4), "not heard for 5 s"),
         (WorkerView("netctl", state("netctl", phase="starting"), 0.1), "starting"),
+        (
+            WorkerView("netctl", state("netctl", phase="starting", info={"waiting_for": "mesh"}), 0.1),
+            "starting; it waits for mesh",
+        ),
         (WorkerView("netctl", state("netctl"), 0.1), "no plan is applied yet"),
         (WorkerView("netctl", state("netctl", phase="stopping"), 0.1), "stopping"),
     ],
@@ -57,7 +62,7 @@ def test_without_a_topology_nothing_is_applied() -> None:
 def test_the_cni_worker_may_be_missing_where_it_has_nothing_to_do() -> None:
     workers = views(cni=WorkerView("cni"))
     assert not_ready(snapshot(workers=workers, cni=False)) == {}
-    assert not_ready(snapshot(workers=workers)) == {"cni": "not heard yet"}
+    assert not_ready(snapshot(workers=workers)) == {"cni": "not heard"}
 
 
 def test_totals_survive_a_restart() -> None:

@@ -9,8 +9,9 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from kilo.health import metrics
-from kilo.health.gather import Snapshot, WorkerView
+from kilo.health.gather import Snapshot
 from kilo.health.metrics import render
+from kilo.model.readiness import WorkerView
 from tests.unit.health.samples import NOW, key, problem, snapshot, state, views, wireguard
 
 

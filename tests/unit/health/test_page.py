@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from kilo.health.gather import Snapshot, WorkerView
+from kilo.health.gather import Snapshot
 from kilo.health.page import CELL_MAX, ROWS_MAX, ago, render, size
 from kilo.model.host import Failure, HostFacts, WireGuardPeerState
+from kilo.model.readiness import WorkerView
 from kilo.model.topology import PeerView, TopologyItem
 from tests.unit.health.samples import NOW, key, problem, segment, snapshot, state, topology, views
 

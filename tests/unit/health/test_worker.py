@@ -88,7 +88,7 @@ def test_alone_it_lives_and_says_what_is_missing(health: Health) -> None:
     assert answer.status == 503
     eventually(lambda: "health" not in health.ready()["not_ready"])
     assert health.ready()["not_ready"] == {
-        **dict.fromkeys(OTHERS, "not heard yet"),
+        **dict.fromkeys(OTHERS, "not heard"),
         "topology": "there is no plan yet",
     }
     assert health.get("/graph").status == 503

@@ -49,9 +49,9 @@ def box(host: Host, tmp_path: Path) -> Iterator[Box]:
         made.bus.close()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def xtables_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of the xtables lock, for this test alone."""
+    """The file of the xtables lock, for this test alone: other tests run on the same machine."""
     path = tmp_path / "xtables.lock"
     path.touch()
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))

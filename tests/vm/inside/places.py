@@ -19,8 +19,8 @@ import os
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 
+from kilo.model.workers import WORKERS
 from tests.e2e.observe import leads
-from tests.lab.agents import WORKERS
 from tests.lab.dataplane import routes
 from tests.lab.host import Host, wait_until
 from tests.lab.mesh import LOCATION_LABEL, Member, Mesh, NodeSpec
