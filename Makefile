@@ -65,11 +65,13 @@ bench: setup ## one agent among NODES=200 simulated nodes; prints JSON
 	$(BIN)/python -m tests.lab.bench --nodes $(NODES)
 
 .PHONY: lock
-lock: setup ## pin the newest versions in requirements.lock, and those of the image in deploy/requirements.lock
+lock: setup ## pin the newest versions in requirements.lock, and those of the image in deploy/*.lock
 	$(BIN)/uv pip compile -q pyproject.toml --group dev --generate-hashes --universal --python-version 3.11 \
 	  --no-emit-index-url --no-header --no-annotate --upgrade -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml -c requirements.lock --generate-hashes --universal --python-version 3.11 \
 	  --no-emit-index-url --no-header --no-annotate -o deploy/requirements.lock
+	$(BIN)/uv pip compile -q --group pyproject.toml:build -c requirements.lock --generate-hashes --universal \
+	  --python-version 3.11 --no-emit-index-url --no-header --no-annotate -o deploy/build.lock
 
 .PHONY: manifests
 manifests: ## render deploy/kustomize into deploy/manifests; needs kubectl

@@ -12,6 +12,10 @@ class TemporaryError(KiloError):
     """Trying again later may work: the API is away, the kernel is busy."""
 
 
+class TakenError(TemporaryError):
+    """Another agent does this worker's work on this host: it is not ours to do, nor to clean up after."""
+
+
 class PermanentError(KiloError):
     """Trying again will not help until a person changes something. Ends a worker with exit status 2."""
 

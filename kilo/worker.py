@@ -19,8 +19,8 @@ from typing import Protocol, TypeVar
 from kilo.bus import Change, Loop, Publisher, Subscription, Timer, Topic, state_of
 from kilo.bus.publisher import Outlet
 from kilo.config import Config
-from kilo.errors import KiloError, PermanentError, TemporaryError
-from kilo.leash import CLEANED, END, GO, HOLD, QUIT, STARTED
+from kilo.errors import KiloError, PermanentError, TakenError, TemporaryError
+from kilo.leash import CLEANED, END, GO, HOLD, QUIT, STARTED, TAKEN
 from kilo.log import Logger, complain
 from kilo.model.host import Failure, WorkerState
 
@@ -272,6 +272,8 @@ def run(
         complain(f"kg {name}: {e}")
         return EXIT_PERMANENT
     except TemporaryError as e:
+        if isinstance(e, TakenError):
+            life.say(TAKEN)
         context.log.error(str(e))
         complain(f"kg {name}: {e}")
         return EXIT_CRASH

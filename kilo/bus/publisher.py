@@ -3,6 +3,7 @@ which topics they want."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -34,22 +35,45 @@ class Outlet:
         self.worker = worker
         self._loop = loop
         self._publishers: dict[bytes, Publisher[object]] = {}
-        path = socket_path(run_dir, worker)
-        lock = self._prepare(path)
-        loop.at_close(lambda: os.close(lock))
+        self._path = socket_path(run_dir, worker)
+        self._lock = self._prepare(self._path)
+        loop.at_close(lambda: os.close(self._lock))
         socket = loop.context.socket(zmq.XPUB)
         socket.set(zmq.XPUB_VERBOSE, 1)
         socket.set(zmq.SNDHWM, QUEUE)
         socket.set(zmq.MAXMSGSIZE, 1024)
         socket.set(zmq.LINGER, 200)
-        try:
-            socket.bind(endpoint(run_dir, worker))
-        except zmq.ZMQError as e:
-            raise PermanentError(f"cannot bind the bus socket {path}: {e}") from e
-        os.chmod(path, 0o660)
         self._socket = socket
+        self._endpoint = endpoint(run_dir, worker)
+        self._bind()
         loop.add_reader(socket, self._on_subscription)
         loop.call_every(BEACON_PERIOD, self._beacon)
+
+    def _bind(self) -> None:
+        try:
+            self._socket.bind(self._endpoint)
+            os.chmod(self._path, 0o660)
+            self._number = _number_of(self._path)
+        except (zmq.ZMQError, OSError) as e:
+            raise PermanentError(f"cannot bind the bus socket {self._path}: {e}") from e
+
+    def _look_after(self) -> None:
+        """Bind again if somebody removed the socket's file: who is connected stays so, and others can come.
+
+        Raises TemporaryError if it cannot, as when another process took the place meanwhile.
+        """
+        if _number_of(self._path) == self._number:
+            return
+        try:
+            if _number_of(self._path.with_name("lock")) != os.fstat(self._lock).st_ino:
+                lock = self._prepare(self._path)
+                os.close(self._lock)
+                self._lock = lock
+            with contextlib.suppress(zmq.ZMQError):  # it was not bound the last time either
+                self._socket.unbind(self._endpoint)
+            self._bind()
+        except PermanentError as e:
+            raise TemporaryError(str(e)) from e
 
     def _prepare(self, path: Path) -> int:
         """Make the directory, and lock it for as long as the loop lives. The lock's descriptor."""
@@ -91,8 +115,16 @@ class Outlet:
                 publisher.snapshot_soon()
 
     def _beacon(self) -> None:
+        self._look_after()
         for publisher in self._publishers.values():
             publisher.beacon()
+
+
+def _number_of(path: Path) -> int:
+    """The inode, 0 if there is no such file."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_ino
+    return 0
 
 
 class Publisher(Generic[T]):

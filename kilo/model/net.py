@@ -98,20 +98,13 @@ def canonical_network(text: str) -> str:
     return f"{type(ip)(int(ip) >> host << host)}/{bits}"
 
 
-@lru_cache(_CACHE)
-def host_network(ip: str) -> str:
-    """The network that holds only ``ip``: a /32 or a /128."""
-    address = parse_ip(ip)
-    return f"{address}/{address.max_prefixlen}"
-
-
 def address_text(interface: str) -> str:
     """The address of a canonical Interface or Network: as ip_of, by text alone, for where speed counts."""
     return interface[: interface.index("/")]
 
 
 def single(ip: str) -> str:
-    """The Network of one canonical IP: as host_network, by text alone, for where speed counts."""
+    """The Network that holds one canonical IP alone, a /32 or a /128: by text, for where speed counts."""
     return f"{ip}/128" if ":" in ip else f"{ip}/32"
 
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 
-from kilo.errors import TemporaryError
+from kilo.errors import TakenError, TemporaryError
 from kilo.log import Logger
 
 PATIENCE = 3.0
@@ -26,7 +26,7 @@ _CALLERS = 16
 class Claim:
     """The claim to ``interface``, held until ``close``.
 
-    Raises TemporaryError, naming the process, if another netctl holds it. Anybody on the host can
+    Raises TakenError, naming the process, if another netctl holds it. Anybody on the host can
     make a socket of that name; one of a user who cannot be netctl keeps nobody from working.
     """
 
@@ -45,7 +45,7 @@ class Claim:
                 who = (
                     f"pid {holder[0]}" if holder and holder[0] else "a process that cannot be seen from here"
                 )
-                raise TemporaryError(
+                raise TakenError(
                     f"another netctl ({who}) has the interface {interface} in this network namespace; "
                     "end it, or give another --interface"
                 )

@@ -84,6 +84,23 @@ class ControlServer:
         self._clients: dict[socket.socket, _Client] = {}
         self._path = control_path(run_dir)
         self._socket = self._listen(self._path)
+        self._number = os.lstat(self._path).st_ino
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the socket's file still is this one's."""
+        with contextlib.suppress(OSError):
+            return os.lstat(self._path).st_ino == self._number
+        return False
+
+    def listen_again(self) -> None:
+        """Make the socket that somebody removed. Raises PermanentError if another parent listens there."""
+        new = self._listen(self._path)
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._socket = new
+        self._number = os.lstat(self._path).st_ino
+        self._loop.add_reader(new.fileno(), self._accept)
 
     def serve(self, workers: Mapping[str, Supervised]) -> None:
         """Answer from now on, about these workers."""
@@ -114,7 +131,7 @@ class ControlServer:
             self._drop(client)
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        with contextlib.suppress(OSError):
+        if self.reachable:
             os.unlink(self._path)
 
     def _accept(self) -> None:

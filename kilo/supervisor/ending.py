@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from kilo.bus import Loop, Timer
-from kilo.leash import END, HOLD
+from kilo.leash import END, HOLD, QUIT
 from kilo.log import Logger
 from kilo.model.workers import CLEANERS
 from kilo.supervisor.process import WorkerProcess
@@ -41,10 +41,16 @@ class Ending:
         self._given_up: set[str] = set()
 
     def begin(self, order: bytes) -> None:
-        """End all, by END or QUIT. The first call counts."""
+        """End all, by END or QUIT. The first call counts.
+
+        An agent whose work another one does made nothing here, and has nothing to clean up.
+        """
         if self.begun:
             return
         self.begun = True
+        if any(worker.taken for worker in self._workers.values()):
+            self._log.warn("another agent has this host: nothing of it is cleaned up")
+            order = QUIT
         self._order = order
         self._cleans_up = self._may_clean_up and order == END
         for worker in self._workers.values():

@@ -1,14 +1,15 @@
 """The forkserver: workers are forked from a small process that holds no socket and no thread, and
 share the memory of what they all import.
 
-It is one of multiprocessing's, of which two things are private: which processes it consists of, and
-that a signal mask in place when it is started is its own and its children's.
+It is one of multiprocessing's, of which three things are private: which processes it consists of, where
+it listens, and that a signal mask in place when it is started is its own and its children's.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, resource_tracker, util
 from multiprocessing.context import ForkServerContext
 
 from kilo.worker import ENDING
@@ -33,6 +34,20 @@ def ensure_running() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def reachable() -> bool:
+    """Whether its socket can still be connected to; yes as long as it has not been started."""
+    address = forkserver._forkserver._forkserver_address  # type: ignore[attr-defined]
+    return address is None or os.path.exists(address)
+
+
+def reach_again() -> None:
+    """End it where it cannot be reached any more; its end is noticed, and another one started."""
+    os.makedirs(util.get_temp_dir(), 0o700, exist_ok=True)
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is not None and not reachable():
+        os.kill(pid, signal.SIGKILL)
 
 
 def own_pids() -> set[int | None]:

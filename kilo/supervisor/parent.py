@@ -94,9 +94,26 @@ class Supervisor:
         self.workers[WAITS].tell(GO)
 
     def _tick(self) -> None:
-        if not self.ending.begun:
-            for worker in self.workers.values():
-                worker.check()
+        if self.ending.begun:
+            return
+        if not self.control.reachable or not forkserver.reachable():
+            self._reach_again()
+        for worker in self.workers.values():
+            worker.check()
+
+    def _reach_again(self) -> None:
+        """Somebody removed what is in ``--run-dir``. Workers make their own sockets again."""
+        try:
+            prepare_run_dir(self.config.run_dir)
+            if not self.control.reachable:
+                self.control.listen_again()
+            forkserver.reach_again()
+        except PermanentError as e:
+            self.log.error(f"{e}; ending, the data plane stays")
+            self.status = 1
+            self.ending.begin(QUIT)
+        else:
+            self.log.warn("files in --run-dir were removed; made again", directory=self.config.run_dir)
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name

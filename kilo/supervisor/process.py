@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from kilo.bus import Change, Loop, Subscription, Timer, state_of
 from kilo.config import Config
-from kilo.leash import CLEANED, END, GO, QUIT, STARTED
+from kilo.leash import CLEANED, END, GO, QUIT, STARTED, TAKEN
 from kilo.log import Logger
 from kilo.model.host import WorkerState
 from kilo.supervisor.backoff import Backoff
@@ -61,6 +61,8 @@ class WorkerProcess:
         self.wanted = True
         self.cleaned = False
         """The last process has done its clean-up."""
+        self.taken = False
+        """When it was last tried, another agent did this worker's work on this host."""
         self.on_permanent: Callable[[str], None] = _nobody
         self.on_started: Callable[[str], None] = _nobody
         self.on_ended: Callable[[str], None] = _nobody
@@ -196,8 +198,9 @@ class WorkerProcess:
             self._drop_leash()
         if CLEANED in words:
             self.cleaned = True
+        self.taken = TAKEN in words or self.taken
         if STARTED in words:
-            self._started = True
+            self._started, self.taken = True, False
             self.on_started(self.name)
 
     def _drop_leash(self) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+NUMBERS = itertools.count()
 
 
 @pytest.fixture
@@ -17,3 +21,11 @@ def pipe() -> Iterator[tuple[int, int]]:
     for fd in ends:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+@pytest.fixture
+def interface() -> Iterator[str]:
+    """The name of one; the wireguard-go behind it ends when its socket's file is gone."""
+    name = f"kgi{os.getpid() % 100_000}n{next(NUMBERS)}"
+    yield name
+    Path(f"/run/wireguard/{name}.sock").unlink(missing_ok=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import zmq
 
-from kilo.bus import CLUSTER, PLAN, Change, Loop, Subscription
+from kilo.bus import CLUSTER, PLAN, Change, Loop, Subscription, publisher
 from kilo.bus.publisher import Outlet
 from kilo.bus.wire import VERSION, Frame, encode, endpoint
 from kilo.errors import PermanentError, TemporaryError
@@ -72,6 +73,48 @@ def test_early_subscriber_hears_nothing_before_the_first_flush(loop: Loop, tmp_p
     plan.flush()
     wait(loop, lambda: follower.subscription.complete)
     assert follower.changes == [Change()]
+
+
+@pytest.mark.parametrize("what", ["socket", "directory"])
+def test_a_socket_whose_file_was_removed_can_be_reached_again(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(publisher, "BEACON_PERIOD", 0.2)
+    plan = Outlet(loop, str(tmp_path), "mesh").publish(PLAN)
+    plan.put("a", ROUTE)
+    plan.flush()
+    before = Follower(loop, tmp_path)
+    wait(loop, lambda: before.subscription.complete)
+    if what == "socket":
+        (tmp_path / "mesh/bus.sock").unlink()
+    else:
+        shutil.rmtree(tmp_path / "mesh")
+    wait(loop, lambda: (tmp_path / "mesh/bus.sock").exists())
+    after = Follower(loop, tmp_path)
+    plan.put("b", OTHER)
+    plan.flush()
+    wait(loop, lambda: len(before.state) == len(after.state) == 2)
+    with pytest.raises(TemporaryError, match="another mesh runs here"):
+        Outlet(loop, str(tmp_path), "mesh")
+
+
+def test_a_place_that_another_one_took_is_left_to_it(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "BEACON_PERIOD", 0.2)
+    errors: list[Exception] = []
+    other = Loop(on_error=errors.append)
+    Outlet(other, str(tmp_path), "mesh")
+    shutil.rmtree(tmp_path / "mesh")
+    plan = Outlet(loop, str(tmp_path), "mesh").publish(PLAN)
+    other.run_for(0.3)
+    assert "another mesh runs here" in str(errors[0])
+    plan.put("a", ROUTE)
+    plan.flush()
+    follower = Follower(loop, tmp_path)
+    wait(loop, lambda: follower.state == {"a": ROUTE})
+    other.close()
+    assert (tmp_path / "mesh/bus.sock").exists()
 
 
 def test_only_differences_pass(loop: Loop, tmp_path: Path) -> None:

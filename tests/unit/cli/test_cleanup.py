@@ -5,25 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kilo.log import Logger
+from kilo.netctl.sole import Claim
 from tests.apiserver.admin import Admin
 from tests.apiserver.standin import Standin
 
 
-@pytest.fixture
-def interface() -> Iterator[str]:
-    """The name of one; the wireguard-go behind it ends when its socket's file is gone."""
-    name = f"kgc{os.getpid() % 100_000}"
-    yield name
-    Path(f"/run/wireguard/{name}.sock").unlink(missing_ok=True)
-
-
-def kg(tmp_path: Path, *words: str, before: str = "true") -> subprocess.CompletedProcess[str]:
-    """Run a command of kg in a network of its own, or, for the watcher, in this one."""
+def kg(
+    tmp_path: Path, *words: str, before: str = "true", network: str = "new"
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of kg in a ``new`` network, or in its ``own``, where the API server is."""
     command = [sys.executable, "-m", "kilo", *words]
     command += [f"--run-dir={tmp_path}/run", f"--state-dir={tmp_path}/state", "--hostname=own"]
     shell = [
@@ -32,7 +27,7 @@ def kg(tmp_path: Path, *words: str, before: str = "true") -> subprocess.Complete
         f'{before} && "$@"; status=$?; ip route show proto 171; ip -br link; exit $status',
         "sh",
     ]
-    prefix = ["unshare", "-n"] if "watcher" not in words else []
+    prefix = ["unshare", "-n"] if network == "new" else []
     return subprocess.run(
         [*prefix, *shell, *command], capture_output=True, text=True, timeout=40, check=False
     )
@@ -54,13 +49,29 @@ def test_the_annotations_are_taken_away_or_it_says_that_they_stay(tmp_path: Path
     with Standin() as api:
         admin = Admin(api.url)
         admin.create_node("own", {"kilo.squat.ai/key": "x", "kilo.squat.ai/location": "eu"}, "10.42.0.0/24")
-        assert kg(tmp_path, "cleanup", "watcher", f"--master={api.url}").returncode == 0
+        assert kg(tmp_path, "cleanup", "watcher", f"--master={api.url}", network="own").returncode == 0
         assert admin.annotations("own") == {"location": "eu"}
         admin.close()
         url = api.url
-    done = kg(tmp_path, "cleanup", "watcher", f"--master={url}")
+    done = kg(tmp_path, "cleanup", "watcher", f"--master={url}", network="own")
     assert done.returncode == 1
     assert "kg watcher: the node's annotations were not removed" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["watcher"]])
+def test_nothing_is_done_while_an_agent_has_the_interface(
+    tmp_path: Path, interface: str, words: list[str]
+) -> None:
+    with Standin() as api:
+        admin = Admin(api.url)
+        admin.create_node("own", {"kilo.squat.ai/key": "x"}, "10.42.0.0/24")
+        claim = Claim(interface, Logger("netctl", "none"))
+        done = kg(tmp_path, "cleanup", *words, "--interface", interface, f"--master={api.url}", network="own")
+        claim.close()
+        assert done.returncode == 1
+        assert f"another netctl (pid {os.getpid()}) has the interface {interface}" in done.stderr
+        assert admin.annotations("own") == {"key": "x"}
+        admin.close()
 
 
 def test_only_what_has_something_to_clean_up_may_be_named(tmp_path: Path) -> None:

@@ -162,12 +162,22 @@ def pins(path: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_the_libraries_are_those_of_the_lock_by_their_hashes() -> None:
-    image, everything = pins(DEPLOY / "requirements.lock"), pins(ROOT / "requirements.lock")
-    assert {pin: everything.get(pin) for pin in image} == image, "make lock makes both"
+@pytest.mark.parametrize("name", ["requirements.lock", "build.lock"])
+def test_what_pip_installs_is_pinned_by_hashes_as_in_the_tests(name: str) -> None:
+    image, everything = pins(DEPLOY / name), pins(ROOT / "requirements.lock")
+    assert {pin: everything.get(pin) for pin in image} == image, "make lock makes all"
+    assert image
     assert all(image.values())
+    runs = [part for run in stages()[0].all("RUN") for part in run.split("&&") if "/pip " in part]
+    for run in runs:
+        offline = "--no-index" in run or "--no-build-isolation" in run or "uninstall" in run
+        assert offline or "--require-hashes" in run, "nothing that is not pinned comes from a registry"
+    assert any(f"-r /src/deploy/{name}" in run for run in runs)
+
+
+def test_the_libraries_are_those_that_the_agent_needs() -> None:
+    image = pins(DEPLOY / "requirements.lock")
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {pin.partition("==")[0] for pin in image}
     assert {re.split(r"[<>=]", each)[0] for each in declared} <= names
     assert "pytest" not in names
-    assert "--require-hashes -r /src/deploy/requirements.lock" in " ".join(stages()[0].all("RUN"))

@@ -84,9 +84,9 @@ def test_components_can_be_combined(tmp_path: Path, shape: str) -> None:
     )
     assert flags["KILO_COMPATIBILITY"] == "flannel"
     assert flags["KILO_CREATE_INTERFACE"] == "false"
-    first = pod["containers"][0]
-    environment = {e["name"]: e.get("value") for c in pod["containers"] for e in c["env"]}
-    assert environment["KUBERNETES_SERVICE_HOST"] == "127.0.0.1"
-    assert environment["KILO_INTERNAL_CIDR"] == "$(NODE_IP)/32"
-    order = [e["name"] for e in first["env"]]
+    environments = {c["name"]: {e["name"]: e.get("value") for e in c["env"]} for c in pod["containers"]}
+    speaks, plans = ("kilo", "kilo") if shape == "single" else ("watcher", "mesh")
+    assert environments[speaks]["KUBERNETES_SERVICE_HOST"] == "127.0.0.1"
+    assert environments[plans]["KILO_INTERNAL_CIDR"] == "$(NODE_IP)/32"
+    order = list(environments[plans])
     assert order.index("NODE_IP") < order.index("KILO_INTERNAL_CIDR"), "it is defined before it is used"

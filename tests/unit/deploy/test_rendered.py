@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import kubernetes_validate
@@ -84,6 +85,16 @@ def test_every_flag_is_one_of_kg(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "uninstall"])
 def test_a_pod_that_ends_leaves_the_data_plane(name: str) -> None:
     assert flags(name)["KILO_CLEAN_UP"] == "false"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_kg_has_the_flags_of_the_agent(name: str) -> None:
+    """Also the one that cleans up: with another --interface it would clean up nothing."""
+    for daemonset in daemonsets(name):
+        for container in containers(pod_of(daemonset)):
+            if container["command"][0] == "kg":
+                (given,) = container["envFrom"]
+                assert re.fullmatch(r"kilo-\w+", given["configMapRef"]["name"])
 
 
 @pytest.mark.parametrize("name", NAMES)

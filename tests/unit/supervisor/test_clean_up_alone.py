@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,6 @@ from kilo.leash import CLEANED, END
 from tests.apiserver.admin import Admin
 from tests.apiserver.standin import Standin
 
-NUMBERS = itertools.count()
 RUN = """
 import json, os, socket, sys
 from kilo.config import Config
@@ -45,36 +41,28 @@ def clean_up(name: str, tmp_path: Path, *before: str, **flags: object) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def name() -> Iterator[str]:
-    """Of an interface; the wireguard-go behind it ends when its socket's file is gone."""
-    name = f"kgt{os.getpid() % 100_000}n{next(NUMBERS)}"
-    yield name
-    Path(f"/run/wireguard/{name}.sock").unlink(missing_ok=True)
-
-
 @pytest.mark.parametrize("remove", [False, True])
-def test_netctl_takes_away_what_an_earlier_run_left(tmp_path: Path, name: str, remove: bool) -> None:
+def test_netctl_takes_away_what_an_earlier_run_left(tmp_path: Path, interface: str, remove: bool) -> None:
     said = clean_up(
         "netctl",
         tmp_path,
         "ip link set lo up",
-        f"wireguard-go {name} >/dev/null 2>&1",
-        f"ip link set {name} up",
-        f"ip address add 10.4.0.1/16 dev {name}",
-        f"ip route add 10.42.1.0/24 dev {name} proto 171",
-        interface=name,
+        f"wireguard-go {interface} >/dev/null 2>&1",
+        f"ip link set {interface} up",
+        f"ip address add 10.4.0.1/16 dev {interface}",
+        f"ip route add 10.42.1.0/24 dev {interface} proto 171",
+        interface=interface,
         clean_up_interface=remove,
     )
     left = said.partition("said")[2]
     assert "lo " in left
     assert "10.4.0.1" not in left and "10.42.1.0" not in left
-    assert (name in left) != remove
+    assert (interface in left) != remove
 
 
-def test_netctl_makes_nothing(tmp_path: Path, name: str) -> None:
-    said = clean_up("netctl", tmp_path, "ip link set lo up", interface=name)
-    assert name not in said.partition("said")[2]
+def test_netctl_makes_nothing(tmp_path: Path, interface: str) -> None:
+    said = clean_up("netctl", tmp_path, "ip link set lo up", interface=interface)
+    assert interface not in said.partition("said")[2]
 
 
 def test_the_watcher_takes_the_annotations_away(tmp_path: Path) -> None:

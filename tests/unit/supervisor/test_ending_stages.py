@@ -20,7 +20,7 @@ class Held:
 
     def __init__(self, name: str, held: bool) -> None:
         self.pid = 1000
-        self.cleaned = False
+        self.cleaned = self.taken = False
         self.told: list[bytes] = []
         self.killed = False
         self._name = name

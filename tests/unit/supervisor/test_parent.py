@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kilo.bus import WORKERS
-from tests.unit.supervisor.agents import LEFT, Agent, alive, below, wait
+from tests.unit.supervisor.agents import CLEAN, LEFT, Agent, alive, below, wait
 
 
 def test_a_killed_worker_is_started_again_and_the_others_are_left_alone(start: Callable[..., Agent]) -> None:
@@ -74,6 +75,39 @@ def test_restart_waits_until_the_new_one_is_ready(start: Callable[..., Agent]) -
     assert sorted(agent.ask("restart", "all").seconds) == sorted(WORKERS)
     assert "there is no worker 'cook'" in agent.ask("restart", "cook").error
     assert "unknown command" in agent.ask("dance").error
+
+
+def empty(run_dir: Path) -> None:
+    for path in run_dir.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_a_run_dir_that_somebody_emptied_is_made_again(start: Callable[..., Agent]) -> None:
+    agent = start()
+    before = agent.all_ready()
+    empty(agent.run_dir)
+    wait(lambda: len(agent.pids()) == len(WORKERS), 3)
+    assert agent.pids() == before, "nobody had to be restarted"
+    wait(lambda: agent.logged("the process that starts workers ended"), 5)
+    os.kill(before["mesh"], signal.SIGKILL)
+    wait(lambda: agent.pids().get("mesh", before["mesh"]) != before["mesh"], 5)
+    wait(lambda: all((agent.run_dir / name / "bus.sock").exists() for name in WORKERS), 8)
+    assert agent.terminate() == 0
+    assert [what for _, _, what in agent.notes][-5:] == [CLEAN] * 5
+
+
+def test_it_makes_way_for_another_one_that_took_its_run_dir(start: Callable[..., Agent]) -> None:
+    first = start()
+    first.all_ready()
+    first.process.send_signal(signal.SIGSTOP)
+    empty(first.run_dir)
+    second = start()
+    wait(lambda: second.pids())
+    first.process.send_signal(signal.SIGCONT)
+    assert first.process.wait(10) == 1
+    assert first.logged("another kg runs here")
+    assert CLEAN not in [what for _, _, what in first.notes]
+    second.all_ready()
 
 
 def test_a_worker_that_does_not_end_for_its_restart_is_killed(start: Callable[..., Agent]) -> None:

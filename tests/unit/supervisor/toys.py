@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from kilo.config import Config
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TakenError
 from kilo.supervisor.child import arrive, leave
 from kilo.worker import Context, run
 
@@ -34,6 +34,8 @@ class Toy:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.home = Path(context.config.state_dir)
+        if "taken" in self.orders:
+            raise TakenError("another toy does this")
 
     @property
     def orders(self) -> set[str]:
