@@ -26,6 +26,7 @@ class Config(msgspec.Struct, frozen=True):
     cni: bool = True
     cni_path: str = "/etc/cni/net.d/10-kilo.conflist"
     compatibility: str = ""
+    control_group: str = ""
     create_interface: bool = True
     encapsulate: str = "always"
     firewall: str = "auto"
@@ -133,6 +134,12 @@ def _integer(low: int, high: int) -> Parser:
     return parse
 
 
+def _group(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9]{1,9}|[A-Za-z_][A-Za-z0-9_.-]{0,31}", text):
+        raise ValueError
+    return text
+
+
 def _mtu(text: str) -> int:
     return 0 if text == "auto" else int(_integer(576, 65535)(text))
 
@@ -221,6 +228,12 @@ FLAGS: tuple[Flag, ...] = (
         choice("", "flannel", "cilium"),
         "empty, flannel or cilium",
         "The CNI plugin to work with.",
+    ),
+    Flag(
+        "control-group",
+        _group,
+        "a group's name or number",
+        "Who but root may ask the agent for kg status, restart and loglevel.",
     ),
     Flag("create-interface", _boolean, _BOOL, "Create the WireGuard interface at startup.", True),
     Flag(

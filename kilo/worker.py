@@ -20,7 +20,7 @@ from kilo.bus import Change, Loop, Publisher, Subscription, Timer, Topic, state_
 from kilo.bus.publisher import Outlet
 from kilo.config import Config
 from kilo.errors import KiloError, PermanentError, TakenError, TemporaryError
-from kilo.leash import CLEANED, END, GO, HOLD, QUIT, STARTED, TAKEN
+from kilo.leash import CLEANED, END, GO, HOLD, LEVEL_ORDERS, QUIT, STARTED, TAKEN
 from kilo.log import Logger, complain
 from kilo.model.host import Failure, WorkerState
 
@@ -223,6 +223,8 @@ class _Life:
                 self.end(order == END)
             elif order == HOLD:
                 self._held = True
+            elif order in LEVEL_ORDERS:
+                self._log.level = LEVEL_ORDERS[order]
             elif order == GO and not self.going:
                 self.going = True
                 self._loop.stop()

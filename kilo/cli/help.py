@@ -103,9 +103,19 @@ COMMANDS = {
     "restart": Command(
         "restart one worker, or all",
         "Ends a worker without clean-up, starts it again, and waits until it is ready, for up to 60 s. "
-        "Traffic does not notice. WORKER is watcher, mesh, netctl, cni, health or all.",
+        "Traffic does not notice. WORKER is watcher, mesh, netctl, cni, health or all. Where there is no "
+        "parent, the worker is asked to end, from its own container or its host, and whoever keeps it, such "
+        "as the kubelet, has to start it again.",
         "WORKER [FLAGS]",
         {0: "ready again", 1: "not ready after 60 s, or the agent is ending", **_OPERATOR, **_ASKS_PARENT},
+    ),
+    "loglevel": Command(
+        "change how much is logged, now",
+        "Changes the level of one worker's log, or of all workers' and the parent's, until the agent ends; "
+        "a worker that is started again keeps it. LEVEL is all, debug, info, warn, error or none. Where "
+        "there is no parent, give --log-level.",
+        "LEVEL [WORKER] [FLAGS]",
+        {0: "it is changed", 1: "the agent refused", **_OPERATOR, **_ASKS_PARENT},
     ),
     "tail": Command(
         "print what passes on the bus",
@@ -118,7 +128,8 @@ COMMANDS = {
         "take away what the agent left on this host",
         "Removes this node's annotations (watcher), and routes, rules, sets and the WireGuard interface "
         "(netctl), by default both. For when the agent is gone for good and was ended without its "
-        "clean-up; refused while it runs. The key in --state-dir and the CNI configuration stay.",
+        "clean-up, whatever --clean-up says; refused while one runs. The key in --state-dir and the CNI "
+        "configuration stay.",
         "[watcher] [netctl] [FLAGS]",
         {0: "nothing is left", 1: "something is left; the log says what", **_OPERATOR},
     ),

@@ -57,7 +57,7 @@ def dispatch(arguments: list[str]) -> int:
         raise FlagError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}")
     if command == "cleanup":
         return clean_up(config, words)
-    if words and command not in ("restart", "tail"):
+    if words and command not in ("restart", "loglevel", "tail"):
         raise FlagError(f"{words[0]!r} is not expected here; kg --help says what is")
     if command == "status":
         return run("kilo.cli.status", config, value_of(STATUS_FLAGS[0], output or ["text"]))

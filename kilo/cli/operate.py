@@ -1,8 +1,9 @@
-"""``kg restart`` and ``kg tail``: ask the parent, read from the bus."""
+"""``kg restart``, ``kg loglevel`` and ``kg tail``: ask the parent, read from the bus."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -10,20 +11,26 @@ from typing import Any
 
 import msgspec
 
-from kilo.bus import WORKERS, Change, Loop, Subscription
+from kilo.bus import WORKERS, Change, Loop, Subscription, state_of
 from kilo.bus.topics import ALL
+from kilo.bus.wire import socket_path
+from kilo.cli.listener import listener_of
 from kilo.config import Config, FlagError
 from kilo.errors import KiloError
-from kilo.supervisor.control import RESTART_LIMIT, Request, ask
+from kilo.log import LEVELS
+from kilo.model.host import WorkerState
+from kilo.supervisor.control import RESTART_LIMIT, Reply, Request, ask, control_path
 
 NOT_RUNNING = 3
+MOST_WORDS = {"restart": 1, "loglevel": 2, "tail": 1}
 
 
 def main(command: str, config: Config, words: list[str]) -> int:
     """Run one of these commands; its exit status."""
-    if len(words) > 1:
-        raise FlagError(f"{words[1]!r} is not expected after kg {command} {words[0]}")
-    return restart(config, words) if command == "restart" else tail(config, words)
+    most = MOST_WORDS[command]
+    if len(words) > most:
+        raise FlagError(f"{words[most]!r} is not expected after kg {command} {' '.join(words[:most])}")
+    return {"restart": restart, "loglevel": set_level, "tail": tail}[command](config, words)
 
 
 def restart(config: Config, words: list[str]) -> int:
@@ -31,10 +38,32 @@ def restart(config: Config, words: list[str]) -> int:
     if not words or words[0] not in (*WORKERS, "all"):
         given = f", not {words[0]!r}" if words else ""
         raise FlagError(f"kg restart needs one of {', '.join(WORKERS)}, all{given}")
+    if words[0] != "all" and not os.path.exists(control_path(config.run_dir)):
+        return restart_alone(config, words[0])
+    return _tell(_ask(config, Request("restart", words[0])))
+
+
+def set_level(config: Config, words: list[str]) -> int:
+    """Change how much one worker logs, or the parent and all workers, until the agent ends."""
+    if not words or words[0] not in LEVELS:
+        given = f", not {words[0]!r}" if words else ""
+        raise FlagError(f"kg loglevel needs one of {', '.join(LEVELS)}{given}")
+    if words[1:] and words[1] not in WORKERS:
+        raise FlagError(f"kg loglevel: {words[1]!r} is not a worker; there are {', '.join(WORKERS)}")
+    return _tell(_ask(config, Request("loglevel", words[1] if words[1:] else "all", words[0])))
+
+
+def _ask(config: Config, request: Request) -> Reply | None:
     try:
-        reply = ask(config.run_dir, Request("restart", words[0]), RESTART_LIMIT + 5)
+        return ask(config.run_dir, request, RESTART_LIMIT + 5)
     except KiloError as e:
         print(f"kg: {e}", file=sys.stderr)
+        return None
+
+
+def _tell(reply: Reply | None) -> int:
+    """What the parent answered; the exit status."""
+    if reply is None:
         return NOT_RUNNING
     for name, seconds in reply.seconds.items():
         print(f"{name} is ready again after {seconds:.2f} s")
@@ -42,6 +71,37 @@ def restart(config: Config, words: list[str]) -> int:
         print(f"kg: {reply.error}", file=sys.stderr)
         return 1
     return 0
+
+
+def restart_alone(config: Config, name: str) -> int:
+    """Ask a worker without a parent to end, and wait for whoever keeps it to bring it back."""
+    pid = listener_of(socket_path(config.run_dir, name))
+    if pid is None:
+        print(f"kg: neither a parent nor {name} answers in {config.run_dir}", file=sys.stderr)
+        return NOT_RUNNING
+    if not pid:
+        print(f"kg: {name} runs in another container; ask there: kubectl exec -c {name} …", file=sys.stderr)
+        return NOT_RUNNING
+    loop, begun, before = Loop(), time.monotonic(), time.time()
+    ready: list[float] = []
+
+    def look(change: Change[WorkerState]) -> None:
+        state = change.upserts.get("state")
+        if state is not None and state.started > before and state.phase == "ready":
+            ready.append(time.monotonic() - begun)
+            loop.stop()
+
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except OSError as e:
+        print(f"kg: {name} (pid {pid}) cannot be asked to end: {e.strerror}", file=sys.stderr)
+        return NOT_RUNNING
+    print(f"{name} is asked to end; whoever keeps it has to start it again", flush=True)
+    Subscription(loop, config.run_dir, state_of(name), look)
+    loop.run_for(RESTART_LIMIT)
+    loop.close()
+    late = f"not ready after {RESTART_LIMIT:.0f} s: {name}"
+    return _tell(Reply(seconds={name: ready[0]}) if ready else Reply(error=late))
 
 
 def tail(config: Config, words: list[str]) -> int:

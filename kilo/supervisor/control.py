@@ -1,7 +1,8 @@
-"""The control socket: ``kg status`` and ``kg restart`` ask, the parent answers, one JSON line each.
+"""The control socket: ``kg status``, ``kg restart`` and ``kg loglevel`` ask, the parent answers.
 
-Only root may connect. A request is one line of at most 4 kB; a connection that is slow or talks
-nonsense is closed and costs nobody else anything.
+Only root may connect, and the group that ``--control-group`` names. A request is one line of JSON, of
+at most 4 kB, and so is the answer; a connection that is slow or talks nonsense is closed and costs nobody
+else anything.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from kilo.bus import Loop, Timer
 from kilo.errors import KiloError, PermanentError, TemporaryError
-from kilo.log import Logger
+from kilo.log import LEVELS, Logger
 
 MAX_REQUEST = 4096
 MAX_CLIENTS = 16
@@ -27,10 +28,12 @@ RESTART_LIMIT = 60.0
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """``command``: status or restart; ``worker``: for restart, a worker's name or ``all``."""
+    """``command``: status, restart or loglevel; ``worker``: a worker's name or ``all``; ``level``: for
+    loglevel, one of LEVELS."""
 
     command: str
     worker: str = ""
+    level: str = ""
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
@@ -67,6 +70,7 @@ class Supervised(Protocol):
     @property
     def uptime(self) -> float: ...
     def restart(self) -> None: ...
+    def set_level(self, level: str) -> None: ...
 
 
 def control_path(run_dir: str) -> str:
@@ -75,10 +79,12 @@ def control_path(run_dir: str) -> str:
 
 
 class ControlServer:
-    """Listens in ``run_dir``. Raises PermanentError if it cannot, or another parent does."""
+    """Listens in ``run_dir``, for root and the members of ``group`` (its number). Raises PermanentError if it
+    cannot, or another parent does."""
 
-    def __init__(self, loop: Loop, run_dir: str, log: Logger) -> None:
+    def __init__(self, loop: Loop, run_dir: str, log: Logger, group: int | None = None) -> None:
         self._loop = loop
+        self._group = group
         self._workers: Mapping[str, Supervised] = {}
         self._log = log
         self._clients: dict[socket.socket, _Client] = {}
@@ -107,8 +113,7 @@ class ControlServer:
         self._workers = workers
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
-    @staticmethod
-    def _listen(path: str) -> socket.socket:
+    def _listen(self, path: str) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
@@ -121,6 +126,9 @@ class ControlServer:
                 listener.bind(path)
             finally:
                 os.umask(mask)
+            if self._group is not None:
+                os.chown(path, -1, self._group)
+                os.chmod(path, 0o660)
             listener.listen(MAX_CLIENTS)
         except OSError as e:
             raise PermanentError(f"cannot listen on {path}: {e.strerror or e}") from e
@@ -177,18 +185,35 @@ class ControlServer:
     def _serve(self, client: _Client, request: Request) -> None:
         if request.command == "status":
             self._answer(client, Reply(workers=[status_of(w) for w in self._workers.values()]))
+        elif request.command == "loglevel":
+            self._set_level(request)
+            self._answer(client, Reply())
         elif request.command == "restart":
-            names = list(self._workers) if request.worker == "all" else [request.worker]
-            unknown = [n for n in names if n not in self._workers]
-            if unknown:
-                known = ", ".join(self._workers)
-                raise TemporaryError(f"there is no worker {unknown[0]!r}; there are: {known}, all")
+            names = self._named(request)
             if not all(self._workers[n].wanted for n in names):
                 raise TemporaryError("kg is ending here")
             client.timer.cancel()
             self._restart(client, names)
         else:
             raise TemporaryError(f"unknown command {request.command!r}")
+
+    def _named(self, request: Request) -> list[str]:
+        """Raises TemporaryError if there is no such worker."""
+        names = list(self._workers) if request.worker == "all" else [request.worker]
+        unknown = [n for n in names if n not in self._workers]
+        if unknown:
+            known = ", ".join(self._workers)
+            raise TemporaryError(f"there is no worker {unknown[0]!r}; there are: {known}, all")
+        return names
+
+    def _set_level(self, request: Request) -> None:
+        """Of workers; the parent's goes with ``all``."""
+        if request.level not in LEVELS:
+            raise TemporaryError(f"{request.level!r} is no level; there are: {', '.join(LEVELS)}")
+        for name in self._named(request):
+            self._workers[name].set_level(request.level)
+        if request.worker == "all":
+            self._log.level = request.level
 
     def _restart(self, client: _Client, names: list[str]) -> None:
         before = {name: self._workers[name].pid for name in names}
@@ -250,7 +275,9 @@ def ask(run_dir: str, request: Request, timeout: float = 5.0) -> Reply:
             with connection.makefile("rb") as answer:
                 line = answer.readline()
         except PermissionError as e:
-            raise PermanentError(f"no right to ask the parent on {path}; only root may") from e
+            raise PermanentError(
+                f"no right to ask the parent on {path}; only root may, and --control-group"
+            ) from e
         except OSError as e:
             raise TemporaryError(f"no parent answers on {path}: {e}") from e
     try:

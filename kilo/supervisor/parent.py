@@ -8,6 +8,7 @@ as for a restart; killed, it leaves them to end by themselves, and the data plan
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import shutil
 import signal
@@ -52,7 +53,7 @@ class Supervisor:
         self._awaited = set(WAITS_FOR)
         self._mended = float("-inf")
         prepare_run_dir(config.run_dir)
-        self.control = ControlServer(self.loop, config.run_dir, self.log)
+        self.control = ControlServer(self.loop, config.run_dir, self.log, group_of(config.control_group))
         keep_temporary_files_in(config.run_dir)
         launcher = Launcher(forkserver.process_context(), target)
         self.workers = {
@@ -158,6 +159,18 @@ class Supervisor:
             else:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(found.si_pid, os.WNOHANG)
+
+
+def group_of(text: str) -> int | None:
+    """The number of the group with that name or number, None for "". Raises PermanentError."""
+    if not text:
+        return None
+    if text.isdecimal():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError as e:
+        raise PermanentError(f"--control-group: there is no group {text!r} on this host") from e
 
 
 def prepare_run_dir(run_dir: str) -> None:

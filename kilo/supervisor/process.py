@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 from kilo.bus import Change, Loop, Subscription, Timer, state_of
 from kilo.config import Config
-from kilo.leash import CLEANED, END, GO, QUIT, STARTED, TAKEN
+from kilo.leash import CLEANED, END, GO, LEVEL_ORDERS, QUIT, STARTED, TAKEN
 from kilo.log import Logger
 from kilo.model.host import WorkerState
 from kilo.supervisor.backoff import Backoff
@@ -76,6 +76,7 @@ class WorkerProcess:
         self._pidfd = -1
         self._began = 0.0
         self._planned: Timer | None = None
+        self._level = b""
         self._asked_to_end = False
         self._hung = False
         self._started = False
@@ -128,7 +129,13 @@ class WorkerProcess:
         self._loop.add_reader(self._pidfd, self._on_exit)
         if order is not None:
             self.tell(order)
+        self.tell(self._level)
         self._log.debug("started", pid=process.pid)
+
+    def set_level(self, level: str) -> None:
+        """Log from this level on, in this process and in those that follow it."""
+        self._level = next(order for order, name in LEVEL_ORDERS.items() if name == level)
+        self.tell(self._level)
 
     def tell(self, order: bytes) -> None:
         """Give the process an order, if there is one."""

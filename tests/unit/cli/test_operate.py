@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +20,7 @@ from kilo.model.host import Failure, WireGuardPeerState, WorkerState
 from kilo.model.keys import PresharedKey
 from kilo.model.node import Problem
 from kilo.model.plan import PlannedPeer, Summary
+from tests.feeding import eventually
 
 KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
 SECRET = "OGyrO4DSf1jfERo7PfJFrakIAjiaeM3ClJKodfdKxnM="
@@ -266,11 +269,53 @@ def test_tail_prints_state_and_changes_and_no_secret(workers: Workers, tmp_path:
 def test_restart_without_a_parent_says_so(tmp_path: Path) -> None:
     done = kg(tmp_path, "restart", "mesh")
     assert done.returncode == 3
+    assert "neither a parent nor mesh answers" in done.stderr
+    done = kg(tmp_path, "restart", "all")
+    assert done.returncode == 3
     assert "no parent answers" in done.stderr
+    assert kg(tmp_path, "loglevel", "debug").returncode == 3
 
 
 @pytest.mark.parametrize(
-    "words", [["restart"], ["restart", "cook"], ["tail", "cook"], ["tail", "mesh", "cni"]]
+    ("words", "named"),
+    [
+        (["loglevel"], "all, debug"),
+        (["loglevel", "loud"], "'loud'"),
+        (["loglevel", "info", "cook"], "'cook'"),
+    ],
+)
+def test_a_level_or_worker_that_there_is_not(words: list[str], named: str, tmp_path: Path) -> None:
+    done = kg(tmp_path, *words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert named in done.stderr
+
+
+def test_a_worker_without_a_parent_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
+    """Here a shell keeps it, where a kubelet would."""
+    keeper = 'while "$0" -m tests.unit.supervisor.toys "$1" "$2" mesh; do :; done'
+    (tmp_path / "mesh").write_text("")
+    command = ["sh", "-c", keeper, sys.executable, str(tmp_path / "run"), str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as kept:
+        eventually(lambda: kg(tmp_path / "run", "restart", "mesh").returncode != 3)
+        done = kg(tmp_path / "run", "restart", "mesh")
+        os.killpg(kept.pid, signal.SIGKILL)
+    assert done.returncode == 0, done.stderr
+    assert "mesh is asked to end" in done.stdout
+    assert "mesh is ready again after" in done.stdout
+    notes = (tmp_path / "notes").read_text()
+    assert "stopped clean_up=False" in notes and "clean_up=True" not in notes
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["restart"],
+        ["restart", "cook"],
+        ["tail", "cook"],
+        ["tail", "mesh", "cni"],
+        ["loglevel", "mesh"],
+        ["loglevel", "info", "mesh", "cni"],
+    ],
 )
 def test_a_worker_that_there_is_not(words: list[str], tmp_path: Path) -> None:
     done = kg(tmp_path, *words)

@@ -75,8 +75,8 @@ class Agent:
                 lines.append(msgspec.json.decode(line, type=dict[str, Any]))
         return [line for line in lines if msg in line["msg"]]
 
-    def ask(self, command: str, worker: str = "") -> Reply:
-        return ask(str(self.run_dir), Request(command, worker), 30)
+    def ask(self, command: str, worker: str = "", level: str = "") -> Reply:
+        return ask(str(self.run_dir), Request(command, worker, level), 30)
 
     def pids(self) -> dict[str, int]:
         """The processes of the workers that are ready."""

@@ -56,6 +56,8 @@ class Toy:
             self.context.loop.stop = lambda: None  # type: ignore[method-assign]
         if "talk" in what:
             self.talk()
+        if "debug" in what:
+            self.context.loop.call_every(0.1, lambda: self.context.log.debug("a detail"))
         if "chatter" in what:
             self.context.loop.call_every(0.1, self.talk)
         if "never-ready" not in what:

@@ -1,0 +1,95 @@
+"""What the control socket answers beside status and restart, and whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kilo.bus import Loop
+from kilo.errors import PermanentError
+from kilo.log import Logger
+from kilo.supervisor.control import ControlServer
+from kilo.supervisor.parent import group_of
+from tests.unit.supervisor.agents import Agent, wait
+
+ASK = """
+import os, sys
+from kilo.supervisor.control import Request, ask
+os.setgroups([int(sys.argv[2])]), os.setgid(65534), os.setuid(65534)
+print(ask(sys.argv[1], Request("status")))
+"""
+GROUP = 54321
+
+
+def details(agent: Agent, name: str) -> int:
+    return len([line for line in agent.logged("a detail") if line["component"] == name])
+
+
+def test_how_much_is_logged_can_be_changed_and_a_new_process_keeps_it(start: Callable[..., Agent]) -> None:
+    agent = start(mesh="debug", cni="debug")
+    before = agent.all_ready()
+    time.sleep(0.3)
+    assert not agent.logged("a detail")
+    assert agent.ask("loglevel", "mesh", "debug").error == ""
+    wait(lambda: details(agent, "mesh") > 2, 3)
+    os.kill(before["mesh"], signal.SIGKILL)
+    agent.all_ready()
+    seen = details(agent, "mesh")
+    wait(lambda: details(agent, "mesh") > seen + 2, 3)
+    assert details(agent, "cni") == 0
+    assert agent.ask("loglevel", "all", "none").error == ""
+    time.sleep(0.3)
+    size = len(agent.log)
+    time.sleep(0.5)
+    assert len(agent.log) == size
+    assert agent.terminate() == 0
+    assert len(agent.log) == size, "the parent is silent too"
+
+
+def test_a_level_or_worker_that_there_is_not_is_refused(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.all_ready()
+    assert "'loud' is no level" in agent.ask("loglevel", "all", "loud").error
+    assert "there is no worker 'cook'" in agent.ask("loglevel", "cook", "info").error
+
+
+@pytest.fixture
+def server() -> Iterator[Path]:
+    """A control socket for GROUP, in a directory that everybody may enter."""
+    directory = Path(f"/tmp/kgt-{os.getpid()}-{time.monotonic_ns()}")
+    directory.mkdir(mode=0o755)
+    loop = Loop()
+    server = ControlServer(loop, str(directory), Logger("parent", "none"), GROUP)
+    server.serve({})
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    yield directory
+    loop.stop()
+    thread.join()
+    server.close()
+    loop.close()
+    directory.rmdir()
+
+
+@pytest.mark.parametrize(("group", "may"), [(GROUP, True), (GROUP + 1, False)])
+def test_only_root_and_the_group_may_connect(server: Path, group: int, may: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, str(server), str(group)], capture_output=True, text=True, timeout=30
+    )
+    assert ("Reply(" in done.stdout, "no right to ask the parent" in done.stderr) == (may, not may)
+
+
+def test_a_group_is_a_name_or_a_number() -> None:
+    assert group_of("") is None
+    assert group_of("54321") == 54321
+    assert group_of("root") == 0
+    with pytest.raises(PermanentError, match="--control-group: there is no group 'nobody-has-this'"):
+        group_of("nobody-has-this")
