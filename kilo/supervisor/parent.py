@@ -23,9 +23,11 @@ from kilo.config import Config
 from kilo.errors import PermanentError
 from kilo.leash import END, GO, QUIT
 from kilo.log import Logger, complain, own_outputs
+from kilo.model.readiness import WorkerView, not_ready
 from kilo.supervisor import child, forkserver
 from kilo.supervisor.control import ControlServer
 from kilo.supervisor.ending import Ending
+from kilo.supervisor.notify import Notifier
 from kilo.supervisor.process import Launcher, Target, WorkerProcess
 from kilo.worker import ENDING, SAME_SIGNAL
 
@@ -50,6 +52,7 @@ class Supervisor:
         self.config = config
         self.status = 0
         self._signalled = 0.0
+        self._notifier = Notifier(os.environ)
         self._awaited = set(WAITS_FOR)
         self._mended = float("-inf")
         prepare_run_dir(config.run_dir)
@@ -97,10 +100,21 @@ class Supervisor:
     def _tick(self) -> None:
         if self.ending.begun:
             return
+        self._notify()
         if not self.control.reachable or not forkserver.reachable():
             self._reach_again()
         for worker in self.workers.values():
             worker.check()
+
+    def _notify(self) -> None:
+        """Tell the service manager. A worker that is not ready is named, as ``kg status`` names it."""
+        now = time.monotonic()
+        views = {
+            name: WorkerView(name, worker.state, now - worker.heard) for name, worker in self.workers.items()
+        }
+        wrong = not_ready(views, time.time(), self.config.cni)
+        status = "; ".join(f"{name}: {why}" for name, why in wrong.items()) or "healthy"
+        self._notifier.tell(all(worker.started for worker in self.workers.values()), status)
 
     def _reach_again(self) -> None:
         """Somebody removed what is in ``--run-dir``. Workers make their own sockets again."""
@@ -127,6 +141,7 @@ class Supervisor:
             return
         stays = number == signal.SIGHUP
         self.log.info("ending", signal=name, clean_up=self.config.clean_up and not stays)
+        self._notifier.stopping()
         self.ending.begin(QUIT if stays else END)
 
     def _on_permanent(self, name: str) -> None:

@@ -97,6 +97,11 @@ class WorkerProcess:
         return self.state.phase if self.state is not None else "starting"
 
     @property
+    def started(self) -> bool:
+        """Whether this process, or one before it, has found its configuration good."""
+        return self._started or self._proven
+
+    @property
     def uptime(self) -> float:
         return time.monotonic() - self._began if self._process else 0.0
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,12 @@ class Agent:
     """
 
     def __init__(
-        self, home: Path, orders: dict[str, str], output: int | None = None, hurry: bool = False
+        self,
+        home: Path,
+        orders: dict[str, str],
+        output: int | None = None,
+        hurry: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.run_dir, self.home = home / "run", home
         for name, order in orders.items():
@@ -44,7 +49,7 @@ class Agent:
                 stdout=log if output is None else output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, HURRY: "1" if hurry else ""},
+                env={**os.environ, HURRY: "1" if hurry else "", **(environment or {})},
             )
 
     def order(self, name: str, order: str) -> None:

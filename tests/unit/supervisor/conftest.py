@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,13 @@ from tests.unit.supervisor.agents import Agent
 def start(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
     agents: list[Agent] = []
 
-    def start_agent(output: int | None = None, hurry: bool = False, **orders: str) -> Agent:
-        agents.append(Agent(tmp_path, orders, output, hurry))
+    def start_agent(
+        output: int | None = None,
+        hurry: bool = False,
+        environment: Mapping[str, str] | None = None,
+        **orders: str,
+    ) -> Agent:
+        agents.append(Agent(tmp_path, orders, output, hurry, environment))
         return agents[-1]
 
     yield start_agent

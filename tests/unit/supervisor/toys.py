@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kilo.config import Config
 from kilo.errors import PermanentError, TakenError
+from kilo.model.readiness import APPLIED
 from kilo.supervisor.child import arrive, leave
 from kilo.worker import Context, run
 
@@ -60,6 +61,8 @@ class Toy:
             self.context.loop.call_every(0.1, lambda: self.context.log.debug("a detail"))
         if "chatter" in what:
             self.context.loop.call_every(0.1, self.talk)
+        if self.context.name == "netctl":
+            self.context.report.gauges[APPLIED] = 1
         if "never-ready" not in what:
             self.context.report.ready()
 
