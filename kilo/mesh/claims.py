@@ -17,16 +17,19 @@ import msgspec
 
 from kilo.mesh.near import near
 from kilo.mesh.overlap import Places
+from kilo.mesh.owners import NEVER, NOTHING, Known, name_of
 from kilo.mesh.topology import Topology, broadcast_of
 from kilo.model.host import HostFacts
 from kilo.model.net import bounds, canonical_network, intersects, single
-from kilo.model.node import Peer
+from kilo.model.node import Node, Peer
 from kilo.model.settings import Settings
 from kilo.model.topology import Segment
 
 MOST_TOLD = 100
 """Conflicts that are told one by one: they travel with every heartbeat."""
 _MOST_NAMES = 4
+_KEY_FIELDS = ("annotation kilo.squat.ai/key", "spec.publicKey")
+"""Where a node and a Peer say their public key."""
 
 
 class _Claim(NamedTuple):
@@ -34,6 +37,7 @@ class _Claim(NamedTuple):
 
     location: str
     label: str
+    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,11 @@ class Settled:
 
     ``topology``: as it was, but Peers and other locations without the networks that they do not get.
     ``gone``: networks that no other segment gets; ``ours``: pod CIDRs of neighbours that are the local
-    node's; ``lost``: by location, networks that another segment has. ``cloned``: locations and Peers
-    (as label_of) whose public key an earlier one has. ``split``: networks of Peers that hold some that
-    this host is connected to, and what is left of each without those. ``conflicts``: by a stable key,
-    for a person.
+    node's; ``lost``: by location or Peer (as label_of), networks that somebody of another location has.
+    ``cloned``: locations and Peers (as label_of) whose public key another one keeps. ``split``: networks
+    of Peers that hold some that this host is connected to, and what is left of each without those.
+    ``owners``: public keys and networks that several claim, and the name_of who gets each (of a WireGuard
+    address, its location). ``conflicts``: by a stable key, for a person.
     """
 
     topology: Topology
@@ -54,6 +59,7 @@ class Settled:
     lost: Mapping[str, Set[str]]
     cloned: Set[str]
     split: Mapping[str, tuple[str, ...]]
+    owners: Mapping[str, str]
     conflicts: dict[str, str]
 
     def allowed_ips(self, other: Segment | Peer) -> tuple[str, ...]:
@@ -69,9 +75,11 @@ class Settled:
         return tuple(networks)
 
 
-def settle(topology: Topology, settings: Settings, host: HostFacts | None = None) -> Settled:
+def settle(
+    topology: Topology, settings: Settings, host: HostFacts | None = None, known: Known = NOTHING
+) -> Settled:
     """Settle all claims. Without ``host``, only its internal IP tells what it is connected to."""
-    return _Court(topology, host).settle(settings)
+    return _Court(topology, host, known).settle(settings)
 
 
 def conflicts(topology: Topology, settings: Settings) -> dict[str, str]:
@@ -87,8 +95,9 @@ def label_of(other: Segment | Peer) -> str:
 class _Court:
     """Judges one kind of claim after the other; what it says depends on no order of its input."""
 
-    def __init__(self, topology: Topology, host: HostFacts | None) -> None:
+    def __init__(self, topology: Topology, host: HostFacts | None, known: Known) -> None:
         self._topology = topology
+        self._known = known
         self._own = topology.own
         self._others = [s for s in topology.segments if s.location != topology.location]
         neighbours = [
@@ -106,6 +115,7 @@ class _Court:
         self._gone: set[str] = set()
         self._ours: set[str] = set()
         self._lost: dict[str, set[str]] = defaultdict(set)
+        self._owners: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}
         self._in_subnet: list[str] = []
 
@@ -127,24 +137,41 @@ class _Court:
             lost=self._lost,
             cloned=cloned,
             split=self._split(peers),
+            owners=self._owners,
             conflicts=self._told(),
         )
 
     def _judge_keys(self) -> set[str]:
-        """One public key is one WireGuard peer: the local segment's, else the first one's."""
-        keys = [(self._topology.local.key, self._own.location)]
-        keys += [(segment.key, segment.location) for segment in self._others]
-        keys += [(peer.public_key, label_of(peer)) for peer in self._topology.peers]
-        if len({key for key, _ in keys}) == len(keys):
+        """One public key is one WireGuard peer: the local node's, else that of who had it first."""
+        topology = self._topology
+        local = topology.local
+        nodes = [local, *(node for node in topology.members.values() if node is not local)]
+        keys = [*(node.key for node in nodes), *(peer.public_key for peer in topology.peers)]
+        if len(set(keys)) == len(keys):
             return set()
-        holders: dict[str, list[str]] = defaultdict(list)
-        for key, name in keys:
-            holders[key].append(name)
-        for key, names in holders.items():
-            if len(names) > 1:
+        holders: dict[str, list[Node | Peer]] = defaultdict(list)
+        claimants: list[Node | Peer] = [*nodes, *topology.peers]
+        for key, member in zip(keys, claimants, strict=True):
+            holders[key].append(member)
+        entitled = {f"node {s.hostnames[s.leader]}": s.location for s in self._others}
+        entitled.update((name_of(peer), label_of(peer)) for peer in topology.peers)
+        cloned = set[str]()
+        for key, members in holders.items():
+            if len(members) > 1:
+                names = self._by_right(key, members)
+                self._owners[key] = names[0]
+                fields = _listed([*dict.fromkeys(_KEY_FIELDS[isinstance(m, Peer)] for m in members)])
                 what = f"{_listed(names)} have the same public key {key}"
-                self._note(f"key/{key}", f"{what}; the first counts")
-        return {name for names in holders.values() for name in names[1:]}
+                self._note(f"key/{key}", f"{what}; the first counts ({fields})")
+                found = [entitled[name] for name in names if name in entitled]
+                cloned.update(found if members[0] is local else found[1:])
+        return cloned
+
+    def _by_right(self, key: str, members: Sequence[Node | Peer]) -> list[str]:
+        """The names of those that have ``key``, of whom the first keeps it."""
+        local = self._topology.local
+        ranked = sorted(members, key=lambda m: (m is not local, *self._known.rank(key, m), m.name))
+        return [name_of(member) for member in ranked]
 
     def _judge_pods(self) -> None:
         """Pod CIDRs that lie where this host is connected, or in one another."""
@@ -161,7 +188,7 @@ class _Court:
             for first, i in table.items() if wider else ():
                 for holder in (t.get(first & ~w) for w, t in wider):
                     if holder is not None:
-                        claim = _Claim(self._locations[i], f"node {self._nodes[i]}")
+                        claim = _Claim(self._locations[i], f"node {self._nodes[i]}", self._nodes[i])
                         self._inside_pods(self._cidrs[i], claim, holder)
 
     def _keep_near(self, i: int) -> None:
@@ -201,7 +228,7 @@ class _Court:
         self._note(f"network/{network}", f"{what}: the latter keeps it, all others send it to the former")
 
     def _judge_twins(self) -> None:
-        """One and the same network: the local node's, the own segment's, else the first one's."""
+        """One and the same network: the local node's, the own segment's, else that of who had it first."""
         topology = self._topology
         count, distinct = 0, set[str]()
         for segment in topology.segments:
@@ -223,13 +250,14 @@ class _Court:
                 self._judge_twin(network, apart)
 
     def _all_claims(self) -> Iterator[tuple[str, _Claim]]:
-        """Every network that is claimed; of one network, who counts first first."""
+        """Every network that is claimed; of one network, who counts first first, if nobody had it."""
         topology = self._topology
-        yield topology.local.subnet, _Claim(self._own.location, f"node {topology.hostname}")
+        local = topology.hostname
+        yield topology.local.subnet, _Claim(self._own.location, f"node {local}", local)
         for segment in (self._own, *self._others):
             location = segment.location
             for i, node in enumerate(segment.hostnames):
-                claim = _Claim(location, f"node {node}")
+                claim = _Claim(location, f"node {node}", node)
                 yield segment.cidrs[i], claim
                 if segment.private_ips:
                     yield single(segment.private_ips[i]), claim
@@ -242,9 +270,11 @@ class _Court:
                 yield canonical_network(network), _Claim("", label_of(peer))
 
     def _judge_twin(self, network: str, claims: Sequence[_Claim]) -> None:
+        claims = sorted(claims, key=lambda claim: self._rank(network, claim))
         names = _listed([claim.label for claim in claims])
         self._note(f"network/{network}", f"{names} claim {network}; the first counts")
         holder, *losers = claims
+        self._owners[network] = holder.label
         if holder.location == self._own.location:
             self._gone.add(network)
             if network == self._topology.local.subnet:
@@ -252,6 +282,24 @@ class _Court:
         for claim in losers:
             if not claim.location or claim.location != holder.location:
                 self._lost[claim.location or claim.label].add(network)
+
+    def _rank(self, network: str, claim: _Claim) -> tuple[int, int, int]:
+        """Less is first: what is near, then WireGuard addresses, then who had it, then nodes by age.
+
+        Of Peers the first by name stays before the others: these have lost it in the topology already.
+        No Peer gets anything in a pod CIDR.
+        """
+        if claim.location == self._own.location:
+            return 0, claim.node != self._topology.hostname, 0
+        if claim.location and not claim.node:
+            return 1, 0, 0
+        if claim.node:
+            age = self._topology.members[claim.node].created or NEVER
+            return 2, self._known.place(network, claim.label), age
+        if self._pods.holding(network):
+            return 3, 0, 0
+        names = [name for name in self._known.owners.get(network, ()) if name.startswith("peer ")]
+        return 2, self._known.place(network, names[0] if names else claim.label), NEVER
 
     def _judge_peer(self, peer: Peer) -> Peer:
         label = label_of(peer)
@@ -275,7 +323,8 @@ class _Court:
         if network in self._gone or network in self._lost.get(label, ()):
             return False
         key, what = f"network/{network}", f"{label} claims {network}"
-        for i in self._pods.holding(network):
+        if pods := self._pods.holding(network):
+            i = pods[0]
             what = f"{what}, inside {self._cidrs[i]}, the pod CIDR of node {self._nodes[i]}"
             self._note(key, f"{what}: it does not get it")
             return False
@@ -329,7 +378,7 @@ class _Court:
     def _described(self, found: Sequence[int]) -> str:
         """Some pod CIDRs, for a person."""
         names = [f"{self._cidrs[i]} of node {self._nodes[i]}" for i in found[:_MOST_NAMES]]
-        return _listed(names + ["more"] * (len(found) - len(names)))
+        return _listed(names, len(found))
 
     def _connected(self, network: str) -> str:
         name = self._near.networks[network]
@@ -339,8 +388,8 @@ class _Court:
         self._notes.setdefault(key, []).append(text)
 
     def _told(self) -> dict[str, str]:
-        """All notes, or so many of them and how many more there are."""
-        keys = sorted(self._notes)
+        """All notes, or so many of them and how many more there are. Last come networks, the most common."""
+        keys = sorted(self._notes, key=lambda key: (key.startswith("network/"), key))
         told = {key: _joined(sorted(self._notes[key])) for key in keys[:MOST_TOLD]}
         if len(keys) > MOST_TOLD:
             told["more"] = f"{len(keys) - MOST_TOLD} more conflicts are not listed"
@@ -361,10 +410,14 @@ def _joined(notes: Sequence[str]) -> str:
     return "; ".join(notes if more <= 0 else (*notes[:_MOST_NAMES], f"and {more} more"))
 
 
-def _listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``; of many the first ones and how many more there are."""
+def _listed(names: Sequence[str], of: int = 0) -> str:
+    """``a``, ``a and b``, ``a, b and c``; of many the first ones and how many more there are.
+
+    ``of``: how many there are, where ``names`` are only the first ones.
+    """
     if not names:
         return ""
-    if len(names) > _MOST_NAMES:
-        names = [*names[:_MOST_NAMES], f"{len(names) - _MOST_NAMES} more"]
+    many = max(of, len(names))
+    if many > _MOST_NAMES:
+        names = [*names[:_MOST_NAMES], f"{many - _MOST_NAMES} more"]
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

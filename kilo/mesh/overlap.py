@@ -9,64 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from kilo.model.net import bounds
 
 T = TypeVar("T")
-
-
-class NetworkIndex:
-    """Networks (Network or Interface form), each with any number of owners."""
-
-    def __init__(self) -> None:
-        self._owners: dict[tuple[int, int], dict[int, Counter[str]]] = {}
-        self._order: list[tuple[int, int, int]] = []
-        self._sorted = True
-
-    def add(self, network: str, owner: str = "") -> None:
-        version, first, last = bounds(network)
-        table = self._owners.setdefault((version, last - first), {})
-        if first not in table:
-            table[first] = Counter()
-            self._order.append((version, first, last - first))
-            self._sorted = False
-        table[first][owner] += 1
-
-    def discard(self, network: str, owner: str = "") -> None:
-        """Take back one ``add`` of the same."""
-        version, first, last = bounds(network)
-        owners = self._owners[(version, last - first)][first]
-        owners[owner] -= 1
-        if not owners[owner]:
-            del owners[owner]
-
-    def overlapping(self, network: str, besides: str | None = None) -> str | None:
-        """An owner, other than ``besides``, of a network that shares an address with ``network``."""
-        version, first, last = bounds(network)
-        return next((o for o in self._owners_in(version, first, last) if o != besides), None)
-
-    def holding(self, version: int, number: int) -> str | None:
-        """An owner of a network in which the address lies."""
-        return next(self._owners_around(version, number), None)
-
-    def _owners_in(self, version: int, first: int, last: int) -> Iterator[str]:
-        yield from self._owners_around(version, first)
-        if not self._sorted:
-            self._order.sort()
-            self._sorted = True
-        for i in range(bisect_left(self._order, (version, first, 0)), len(self._order)):
-            at = self._order[i]
-            if at[0] != version or at[1] > last:
-                return
-            yield from self._owners[(version, at[2])][at[1]]
-
-    def _owners_around(self, version: int, number: int) -> Iterator[str]:
-        """Of the networks that hold ``number``."""
-        for (of_version, width), table in self._owners.items():
-            if of_version == version and (found := table.get(number & ~width)):
-                yield from found
 
 
 class Places(Generic[T]):
@@ -78,7 +26,7 @@ class Places(Generic[T]):
         self._sorted: dict[tuple[int, int], list[int]] = {}
 
     def add(self, networks: Iterable[str], owners: Iterable[T]) -> None:
-        """Who came first keeps a network. All are added before anything is asked."""
+        """Who came first keeps a network."""
         kind, table = (0, 0), dict[int, T]()
         for (version, first, last), owner in zip(map(bounds, networks), owners, strict=True):
             if (version, last - first) != kind:
@@ -86,6 +34,11 @@ class Places(Generic[T]):
                 table = self.tables.setdefault(kind, {})
             if first not in table:
                 table[first] = owner
+
+    def owner_of(self, network: str, default: T) -> T:
+        """Who has exactly ``network``: ``default`` from now on, if nobody has."""
+        version, first, last = bounds(network)
+        return self.tables.setdefault((version, last - first), {}).setdefault(first, default)
 
     def holding(self, network: str) -> list[T]:
         """The owners of all that are equal to ``network`` or wider and hold it, the narrowest first."""
@@ -114,3 +67,29 @@ class Places(Generic[T]):
 
 def _width(place: tuple[int, T]) -> int:
     return place[0]
+
+
+class NetworkIndex:
+    """Networks (Network or Interface form), each with any number of owners."""
+
+    def __init__(self) -> None:
+        self._places: Places[Counter[str]] = Places()
+
+    def add(self, network: str, owner: str = "") -> None:
+        self._places.owner_of(network, Counter())[owner] += 1
+
+    def discard(self, network: str, owner: str = "") -> None:
+        """Take back one ``add`` of the same."""
+        owners = self._places.owner_of(network, Counter())
+        owners[owner] -= 1
+        if not owners[owner]:
+            del owners[owner]
+
+    def overlapping(self, network: str, besides: str | None = None) -> str | None:
+        """An owner, other than ``besides``, of a network that shares an address with ``network``."""
+        found = self._places.holding(network) + self._places.within(network)
+        return next((o for owners in found for o in owners if o != besides), None)
+
+    def holding(self, network: str) -> str | None:
+        """An owner of a network in which all of ``network`` lies."""
+        return next((o for owners in self._places.holding(network) for o in owners), None)

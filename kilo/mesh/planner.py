@@ -18,7 +18,8 @@ from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
-from kilo.mesh.routes import local_routes, routes
+from kilo.mesh.owners import NOTHING, Known
+from kilo.mesh.routes import planned_routes
 from kilo.mesh.topology import CannotPlan, Topology, broadcast_of, build
 from kilo.model.host import HostFacts, WireGuardPeerState
 from kilo.model.net import address_text, bounds, canonical_network, ip_of, single, text_of
@@ -46,7 +47,7 @@ class Inputs:
 
     ``local``: this host's node as the cluster has it. ``nodes``: those that take part, by name (the
     local one may be among them and is not looked at). ``wireguard``: peers of the device by public
-    key, None while nobody has looked.
+    key, None while nobody has looked. ``known``: who had what before.
     """
 
     local: Node
@@ -56,17 +57,24 @@ class Inputs:
     wireguard: Mapping[str, WireGuardPeerState] | None
     settings: Settings
     api: ApiServer | None = None
+    known: Known = NOTHING
 
 
 @dataclass(frozen=True)
 class Planned:
-    """All that a plan says. ``conflicts``: by a stable key, what two claim at once, for a person."""
+    """All that a plan says.
+
+    ``owners``: public keys and networks that several claim, and who gets each, as in Settled.
+    ``conflicts``: by a stable key, for a person: those, networks that somebody does not get, addresses
+    that the subnet has in common with others, and a forced internal IP that the host does not have.
+    """
 
     items: dict[str, PlanItem]
     announcement: Announcement
     cni: CniTarget | None
     view: dict[str, TopologyItem]
     summary: Summary
+    owners: Mapping[str, str]
     conflicts: dict[str, str]
 
 
@@ -81,7 +89,7 @@ def plan(inputs: Inputs) -> Planned:
     local = msgspec.structs.replace(local, discovered_endpoints=learnt)
     nodes = {**inputs.nodes, local.name: local}
     topology = build(nodes.values(), inputs.peers.values(), settings)
-    settled = settle(topology, settings, host)
+    settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
     items.update((peer.key, peer) for peer in _peers(settled))
@@ -105,6 +113,7 @@ def plan(inputs: Inputs) -> Planned:
             peers=len(topology.peers),
             segments=len(topology.segments),
         ),
+        owners=settled.owners,
         conflicts=settled.conflicts if has_source else settled.conflicts | _no_source(local),
     )
 
@@ -222,15 +231,18 @@ def _planned(
 def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool) -> None:
     """Without what others do not get here, and without gateways that the kernel would refuse."""
     topology = settled.topology
-    found, rules = routes(topology, settings, has_source)
+    found, rules, within = planned_routes(topology, settings, has_source)
     subnet = canonical_network(topology.subnet) if topology.leader else ""
     broadcast = broadcast_of(topology.subnet)
     gone, ours = settled.gone, settled.ours
-    mine = set(local_routes(topology, settings, has_source)) if gone or ours else set[Route]()
+    mine = set(within) if gone or ours else set[Route]()
+    lost = {s.wireguard_ip: settled.lost[s.location] for s in topology.segments if s.location in settled.lost}
     for route in found:
         dst = canonical_network(route.dst)
         if not route.table and (dst == subnet or dst in (ours if route in mine else gone)):
             continue
+        if route.via in lost and dst in lost[route.via]:
+            continue  # another segment has it, and a route of its own
         if broadcast and route.via == broadcast and route.device == "wireguard":
             route = msgspec.structs.replace(route, via="", onlink=False)
         if dst != route.dst:
@@ -270,8 +282,8 @@ def _tunnel(topology: Topology, settings: Settings) -> Tunnel | None:
 
 def _api_server(api: ApiServer, nodes: Iterable[Node]) -> ApiServer:
     """Behind a service's address, or a load balancer's, the API servers are nodes of the control plane."""
-    near = {ip_of(node.internal_ip) for node in nodes if node.control_plane and node.internal_ip}
-    return ApiServer(tuple(sorted(near.union(api.addresses))), api.reachable)
+    control_plane = {ip_of(node.internal_ip) for node in nodes if node.control_plane and node.internal_ip}
+    return ApiServer(tuple(sorted(control_plane.union(api.addresses))), api.reachable)
 
 
 def _announcement(topology: Topology, settings: Settings) -> Announcement:

@@ -6,6 +6,7 @@ Lists are in that agent's order and may name a destination twice; of those the f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from kilo.mesh.topology import Topology
 from kilo.model.net import address_text, contains, single
@@ -17,22 +18,27 @@ KILO_TABLE = 1107
 """Where routes to private addresses go that only count for traffic from pods and from the mesh."""
 
 
-def routes(topology: Topology, settings: Settings, has_source: bool = True) -> tuple[list[Route], list[Rule]]:
+class Planned(NamedTuple):
+    """``within``: those of the ``routes`` that lead to nodes of the own segment."""
+
+    routes: list[Route]
+    rules: list[Rule]
+    within: list[Route]
+
+
+def planned_routes(topology: Topology, settings: Settings, has_source: bool = True) -> Planned:
     """The local node's routes and rules. ``dst`` keeps the host bits that its source has.
 
     ``has_source``: whether the local node's internal IP is assigned to this host. The kernel refuses a
     route with a source address that is not.
     """
     planner = _Planner(topology, settings, has_source)
-    return planner.leader() if topology.leader else planner.follower()
+    return Planned(*(planner.leader() if topology.leader else planner.follower()), planner.local)
 
 
-def local_routes(topology: Topology, settings: Settings, has_source: bool = True) -> list[Route]:
-    """Those of the local node's routes that lead to nodes of its own segment."""
-    found: list[Route] = []
-    if topology.local.internal_ip and settings.local:
-        _Planner(topology, settings, has_source).within(topology.own, found, [])
-    return found
+def routes(topology: Topology, settings: Settings) -> tuple[list[Route], list[Rule]]:
+    """The local node's routes and rules, as planned_routes has them where the host has its internal IP."""
+    return planned_routes(topology, settings)[:2]
 
 
 def peer_routes(topology: Topology, name: str, extra: Iterable[str] = ()) -> list[Route]:
@@ -60,6 +66,7 @@ class _Planner:
         self._private = topology.local.internal_ip
         self._address = address_text(self._private) if self._private else ""
         self._src = self._address if has_source else ""
+        self.local: list[Route] = []
 
     def leader(self) -> tuple[list[Route], list[Rule]]:
         """A leader reaches its own segment directly and everybody else through WireGuard."""
@@ -69,7 +76,7 @@ class _Planner:
             if segment.location != self._topology.location:
                 self._through_wireguard(segment, found)
             elif self._private and self._settings.local:
-                self.within(segment, found, rules)
+                self._within(segment, found, rules)
             elif self._private and self._settings.encapsulate != "never":
                 self._returning(segment, found, rules)
         for peer in self._topology.peers:
@@ -86,7 +93,7 @@ class _Planner:
             found.append(self._direct(single(segment.wireguard_ip), gateway))
             if segment.location == self._topology.location:
                 if self._settings.local:
-                    self.within(segment, found, rules)
+                    self._within(segment, found, rules)
                 continue
             private = [single(ip) for ip in segment.private_ips]
             networks = (*segment.cidrs, *private, *segment.allowed_location_ips)
@@ -107,18 +114,20 @@ class _Planner:
         extra = segment.allowed_location_ips
         found += [Route(dst, "wireguard", gateway, src, onlink=True) for dst in extra]
 
-    def within(self, own: Segment, found: list[Route], rules: list[Rule]) -> None:
+    def _within(self, own: Segment, found: list[Route], rules: list[Rule]) -> None:
         """To the other nodes of the own segment: their pods, and from pods their private addresses."""
+        local = self.local
         for i, ip in self._others(own):
             gateway = self._gateway(own, i)
-            found.append(self._direct(own.cidrs[i], gateway))
+            local.append(self._direct(own.cidrs[i], gateway))
             if not self._encapsulated(ip):
                 continue
             dst = single(ip)
-            found.append(Route(dst, "tunnel", gateway, self._src, KILO_TABLE, onlink=True))
+            local.append(Route(dst, "tunnel", gateway, self._src, KILO_TABLE, onlink=True))
             rules.append(Rule(KILO_TABLE, src=self._topology.local.subnet, dst=dst))
             if self._topology.leader:
                 rules.append(Rule(KILO_TABLE, dst=dst, iif="wireguard"))
+        found += local
 
     def _returning(self, own: Segment, found: list[Route], rules: list[Rule]) -> None:
         """Where somebody else manages local routes, what came encapsulated goes back encapsulated."""

@@ -14,7 +14,7 @@ import msgspec
 
 from kilo.errors import KiloError
 from kilo.mesh.overlap import NetworkIndex
-from kilo.model.net import address_text, bounds, is_public, parse_ip, single, text_of
+from kilo.model.net import address_text, bounds, is_public, single, text_of
 from kilo.model.node import Endpoint, Node, Peer, UDPAddress
 from kilo.model.settings import Settings
 from kilo.model.topology import Segment
@@ -32,10 +32,11 @@ class Topology:
     """The mesh as ``hostname`` sees it.
 
     ``wireguard_cidr`` (Interface form): the address of the local WireGuard interface, or ``subnet``
-    itself where the local node does not lead. ``peers`` are without allowed IPs that an earlier one
-    has. ``discovered``: endpoints that nodes have learnt of others, by public key; None where one
-    was lost. ``shared``: allowed IPs that several peers have, with all their names, who got it first.
-    ``fallen``: location, allowed location IP, and who has what it overlaps, of those that do not stand.
+    itself where the local node does not lead. ``members``: all nodes, by name. ``peers`` are without
+    allowed IPs that an earlier one has. ``discovered``: endpoints that nodes have learnt of others, by
+    public key; None where one was lost. ``shared``: allowed IPs that several peers have, with all their
+    names, who got it first. ``fallen``: location, allowed location IP, and who has what it overlaps, of
+    those that do not stand.
     """
 
     hostname: str
@@ -44,6 +45,7 @@ class Topology:
     wireguard_cidr: str
     subnet: str
     local: Node
+    members: Mapping[str, Node]
     segments: tuple[Segment, ...]
     peers: tuple[Peer, ...]
     discovered: Mapping[str, UDPAddress | None]
@@ -85,16 +87,15 @@ def build(nodes: Iterable[Node], peers: Iterable[Peer], settings: Settings) -> T
     Raises CannotPlan if the local node is not there or if ``settings.subnet`` is too small.
     """
     groups: dict[str, list[Node]] = {}
-    local: Node | None = None
-    for node in nodes:
+    members = {node.name: node for node in nodes}
+    for node in members.values():
         groups.setdefault(location_of(node, settings.mesh_granularity), []).append(node)
-        if node.name == settings.hostname:
-            local = node
+    local = members.get(settings.hostname)
     if local is None:
         raise CannotPlan(f"node {settings.hostname} does not take part in the mesh")
     located = sorted(groups.items())
-    for _, members in located:
-        members.sort(key=_name)
+    for _, group in located:
+        group.sort(key=_name)
     distinct, shared = _without_duplicate_ips(sorted(peers, key=_name))
     segments = _segments(located, settings.subnet)
     fallen: list[tuple[str, str, str]] = []
@@ -112,6 +113,7 @@ def build(nodes: Iterable[Node], peers: Iterable[Peer], settings: Settings) -> T
         wireguard_cidr=address if leader else settings.subnet,
         subnet=settings.subnet,
         local=local,
+        members=members,
         segments=tuple(segments),
         peers=distinct,
         discovered=_discovered(local, located),
@@ -234,8 +236,7 @@ class _LocationIPs:
         """Who has what ``network`` must not overlap, if anybody has."""
         other = self._claimed.overlapping(network, besides=location)
         if other is None:
-            address = parse_ip(address_text(network))
-            other = self._allowed.holding(address.version, int(address))
+            other = self._allowed.holding(single(address_text(network)))
         return self._peers.overlapping(network) if other is None else other
 
 

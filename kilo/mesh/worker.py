@@ -11,11 +11,12 @@ import time
 
 import msgspec
 
-from kilo.bus import ANNOUNCE, CLUSTER, CNI, HELD, HOST, PLAN, TOPOLOGY, WIREGUARD, Change
+from kilo.bus import ANNOUNCE, CLUSTER, CNI, HELD, HOST, PLAN, TOPOLOGY, WIREGUARD, Change, Timer
 from kilo.config import settings_of
 from kilo.mesh.addresses import steady
+from kilo.mesh.owners import Known, Memory
 from kilo.mesh.planner import Inputs, Planned, learnt_of, plan
-from kilo.mesh.topology import CannotPlan
+from kilo.mesh.topology import CannotPlan, location_of
 from kilo.model.host import HostFacts, WireGuardPeerState
 from kilo.model.node import ApiServer, ClusterItem, Node, Peer, UDPAddress
 from kilo.model.plan import route_key
@@ -23,6 +24,9 @@ from kilo.worker import Context
 
 MIN_GAP = 0.02
 """Seconds between plans; longer while a plan itself takes longer."""
+DEVICE_WITHIN = 3.0
+"""Seconds that the first plan waits for the state of WireGuard where that decides, from when netctl has
+told of the routes. Where there is no device yet it will not come."""
 
 
 class MeshWorker:
@@ -39,6 +43,7 @@ class MeshWorker:
         self._due = False
         self._not_before = 0.0
         self._plans = 0
+        self._waiting_for = ""
         self._generation = 0
         self._conflicts: dict[str, str] = {}
         self._followed: dict[str, UDPAddress | None] = {}
@@ -46,6 +51,10 @@ class MeshWorker:
         self._facts: HostFacts | None = None
         self._members: set[str] = set()
         """Names of the nodes that the last plan had."""
+        self._memory = Memory()
+        self._fresh: set[str] = set()
+        """Keys of what the cluster has that no plan has had yet as it is."""
+        self._patience: Timer | None = None
 
     def start(self) -> None:
         self._cluster = self._context.subscribe(CLUSTER, self._on_cluster)
@@ -58,6 +67,7 @@ class MeshWorker:
         """Nothing to undo: what was planned is netctl's, what was announced the watcher's."""
 
     def _on_cluster(self, change: Change[ClusterItem]) -> None:
+        self._fresh |= change.upserts.keys()
         self._soon()
 
     def _on_host(self, change: Change[HostFacts]) -> None:
@@ -73,7 +83,7 @@ class MeshWorker:
 
     def _on_held(self, change: Change[bool]) -> None:
         """Waited for once, and looked at when a node is in doubt: it causes no plan of its own."""
-        if self._report.info.get("waiting_for"):
+        if self._waiting_for:
             self._soon()
 
     def _soon(self) -> None:
@@ -106,6 +116,7 @@ class MeshWorker:
             self._not_before = time.monotonic() + max(MIN_GAP, took)
         self._report.mend("plan")
         self._members = set(inputs.nodes)
+        self._remember(inputs, planned)
         self._publish(planned)
         self._log.debug("planned", items=len(planned.items), milliseconds=round(took * 1000, 1))
 
@@ -120,7 +131,10 @@ class MeshWorker:
             isinstance(v, Node) and v.doubtful for v in self._cluster.state.values()
         ):
             missing = "the routes of this host, from netctl: whether some nodes are alive is in doubt"
-        if missing != self._report.info.get("waiting_for", ""):
+        elif not self._members and self._kernel_decides():
+            missing = "what the kernel has, from netctl: some have the same public key"
+        if missing != self._waiting_for:
+            self._waiting_for = missing
             if missing:
                 self._report.info["waiting_for"] = missing
                 self._log.info("waiting", waiting_for=missing)
@@ -128,31 +142,66 @@ class MeshWorker:
                 del self._report.info["waiting_for"]
         return bool(missing)
 
+    def _kernel_decides(self) -> bool:
+        """Whether to wait for netctl, since some claim what only the kernel can say who had."""
+        if self._held.complete and (self._wireguard.complete or self._patience_ended()):
+            return False
+        keys = [v.key for k, v in self._cluster.state.items() if isinstance(v, Node) and k != "local"]
+        keys += [v.public_key for v in self._cluster.state.values() if isinstance(v, Peer)]
+        return len(set(keys)) < len(keys)
+
+    def _patience_ended(self) -> bool:
+        if self._patience is None:
+            self._patience = self._loop.call_later(DEVICE_WITHIN, self._soon)
+        return not self._patience.active
+
+    def _remember(self, inputs: Inputs, planned: Planned) -> None:
+        """Who has what, of those that this plan is the first to have."""
+        state = self._cluster.state
+        fresh = {key: state[key] for key in self._fresh & state.keys() if key != "local"}
+        here = {
+            key: value
+            for key, value in fresh.items()
+            if isinstance(value, Peer) or (isinstance(value, Node) and value.name in inputs.nodes)
+        }
+        self._memory.remember(here.values(), planned.owners)
+        self._memory.forget(state.values())
+        self._fresh = {key for key, value in fresh.items() if isinstance(value, Node) and key not in here}
+
     def _inputs(self) -> Inputs:
         """Raises CannotPlan if the local node is not in the cluster."""
         nodes: dict[str, Node] = {}
         peers: dict[str, Peer] = {}
-        local: Node | None = None
+        local = self._cluster.state.get("local")
         api: ApiServer | None = None
         for key, value in self._cluster.state.items():
             if isinstance(value, Peer):
                 peers[value.name] = value
             elif isinstance(value, ApiServer):
                 api = value
-            elif key == "local":
-                local = value
-            elif not value.doubtful or self._is_used(value):
+            elif key != "local" and (not value.doubtful or self._is_used(value, local)):
                 nodes[value.name] = value
-        if local is None:
+        if not isinstance(local, Node):
             name = self._settings.hostname
             raise CannotPlan(f"the cluster has no node {name}; --hostname names this host's node")
         wireguard = self._wireguard.state if self._wireguard.complete else None
         self._facts = steady(self._host.state["host"], self._facts)
-        return Inputs(local, nodes, peers, self._facts, wireguard, self._settings, api)
+        known = Known(self._memory.owners, self._wireguard.state, self._held.state)
+        return Inputs(local, nodes, peers, self._facts, wireguard, self._settings, api, known)
 
-    def _is_used(self, node: Node) -> bool:
-        """Whether ``node`` is part of the mesh on this host until now, by our plan or the kernel's routes."""
-        return node.name in self._members or route_key(node.subnet) in self._held.state
+    def _is_used(self, node: Node, local: ClusterItem | None) -> bool:
+        """Whether ``node`` is part of the mesh on this host until now, by our plan or the kernel's routes.
+
+        With --local=false no route of ours leads to a neighbour. He stays where there are any: whoever
+        died is missed for a minute, but who lives may be the leader.
+        """
+        held, settings = self._held.state, self._settings
+        if node.name in self._members or route_key(node.subnet) in held:
+            return True
+        if settings.local or not held or not isinstance(local, Node):
+            return False
+        granularity = settings.mesh_granularity
+        return location_of(node, granularity) == location_of(local, granularity)
 
     def _follow(self, inputs: Inputs) -> None:
         """Remember of whom it matters where WireGuard finds them, and where that is now."""

@@ -47,6 +47,7 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="node"
     In ``discovered_endpoints``, None stands for an endpoint that was lost: none applies.
     ``control_plane``: the API server may run there, by the node's labels.
     ``doubtful``: whether it is alive is not known yet; it counts only if this host has its routes.
+    ``created``: when the object was made, in Unix s, 0 if that is not known.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Node(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="node"
     granularity: str = ""
     control_plane: bool = False
     doubtful: bool = False
+    created: int = 0
 
 
 class ApiServer(msgspec.Struct, frozen=True, gc=False, tag="api"):
@@ -82,7 +84,10 @@ class ApiServer(msgspec.Struct, frozen=True, gc=False, tag="api"):
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="peer"):
-    """A Peer resource: somebody outside the cluster who joins the mesh. ``persistent_keepalive`` in s."""
+    """A Peer resource: somebody outside the cluster who joins the mesh. ``persistent_keepalive`` in s.
+
+    ``created`` as in Node.
+    """
 
     name: str
     public_key: str
@@ -90,6 +95,7 @@ class Peer(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, tag="peer"
     endpoint: Endpoint | None = None
     persistent_keepalive: int = 0
     preshared_key: PresharedKey | None = None
+    created: int = 0
 
 
 ClusterItem = Node | Peer | ApiServer

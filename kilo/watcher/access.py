@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from urllib3.util import make_headers
-
 from kilo.errors import PermanentError, ProtocolError
 from kilo.watcher.kubeconfig import Exec, Kubeconfig, parse_kubeconfig
 from kilo.watcher.official import official
 from kilo.watcher.tls import Tls
+from kilo.watcher.url import basic, parsed, shown, without_user
 
 FILE_LIMIT = 16 << 20
 """Bytes that are read of a file."""
@@ -38,12 +37,29 @@ class Access:
     source: str
     server: str
     tls: Tls = field(default_factory=Tls)
-    proxy: str = ""
+    proxy: str = field(default="", repr=False)
     authorization: str = field(default="", repr=False)
     kubeconfig: Kubeconfig | None = None
     plugin: Exec | None = None
     provider: Mapping[str, Any] | None = field(default=None, repr=False)
     files: Mapping[str, Stamp] = field(default_factory=dict)
+
+    @property
+    def giver(self) -> str:
+        """What says who we are, for a person."""
+        if self.plugin is not None:
+            return f"credential plugin {self.plugin.command}"
+        return (
+            self.user
+            if self.provider is None
+            else f"{self.user}: auth-provider {self.provider.get('name')!r}"
+        )
+
+    @property
+    def user(self) -> str:
+        """The file, and the user in it."""
+        name = self.kubeconfig.user_name if self.kubeconfig else ""
+        return f"{self.source}: user {name!r}" if name else self.source
 
 
 def read_access(kubeconfig: str, master: str) -> Access:
@@ -58,10 +74,21 @@ def read_access(kubeconfig: str, master: str) -> Access:
         access = Access("--master", master)
     else:
         access = _in_cluster(files)
-    server = (master or access.server).rstrip("/")
-    if not re.fullmatch(r"https?://[^\s/?#]+(/\S*)?", server):
-        raise PermanentError(f"{access.source}: the server {server!r} is not a URL, http:// or https://")
+    server = _server(master or access.server, "--master" if master else access.source)
     return replace(access, server=server, files=files.stamps)
+
+
+def _server(text: str, source: str) -> str:
+    """The URL of a server, without a slash at its end, and without a user, who is for the users of a
+    kubeconfig to say. ``source``: where it is said. Raises PermanentError."""
+    try:
+        url = parsed(text)
+        if url.scheme not in ("http", "https") or url.query is not None or url.fragment is not None:
+            raise ProtocolError("it is not a server's URL")
+    except ProtocolError as e:
+        what = f"the server {shown(text)!r} is not a URL, http:// or https://"
+        raise PermanentError(f"{source}: {what}") from e
+    return without_user(url).rstrip("/")
 
 
 def bearer(token: str) -> str:
@@ -89,6 +116,10 @@ class _Files:
 
     def __init__(self) -> None:
         self.stamps: dict[str, Stamp] = {}
+
+    def note(self, path: str) -> None:
+        """``path`` is read by somebody else, from now on."""
+        self.stamps[path] = stamp_of(path)
 
     def read(self, path: str) -> bytes:
         """Raises PermanentError."""
@@ -127,8 +158,7 @@ def _of_kubeconfig(path: str, files: _Files) -> Access:
     if user.exec or user.auth_provider:
         return replace(access, plugin=user.exec, provider=user.auth_provider)
     if user.username or user.password:
-        basic = make_headers(basic_auth=f"{user.username}:{user.password}")["authorization"]
-        return replace(access, authorization=basic)
+        return replace(access, authorization=basic(user.username, user.password))
     return access
 
 
@@ -143,10 +173,12 @@ def _in_cluster(files: _Files) -> Access:
     library = official()
     configuration = library.configuration()
     token, authority = library.in_cluster_files
+    files.note(token)
     try:
         library.load_in_cluster(client_configuration=configuration)
     except (library.error, OSError, ValueError) as e:
         hint = "give --kubeconfig or --master outside a cluster"
         raise PermanentError(f"cannot read the in-cluster configuration: {e}; {hint}") from e
-    authorization = _bearer(files.read(token).decode(errors="replace"), token)
+    said = str(configuration.api_key.get("BearerToken", ""))
+    authorization = _bearer(said.partition(" ")[2], token)
     return Access(authority, configuration.host, Tls(ca=files.read(authority)), authorization=authorization)

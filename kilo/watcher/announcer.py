@@ -21,11 +21,10 @@ from kilo.watcher.client import Api, ApiError
 from kilo.watcher.objects import NodeObject, decode_node
 from kilo.watcher.stream import pause
 from kilo.watcher.syntax import integer
-from kilo.watcher.translate import ANNOTATIONS_TO_REMOVE, PREFIX, annotations_of
+from kilo.watcher.translate import ANNOTATIONS_TO_REMOVE, LAST_SEEN, PREFIX, annotations_of
 
 CHECK_IN_EVERY = 30.0
 CLEAN_UP_WITHIN = 5.0
-LAST_SEEN = PREFIX + "last-seen"
 BURST, BURST_PERIOD = 5, 10.0
 """At most so many patches in so many seconds; a check-in is always sent."""
 FIGHT_WINDOW = 60.0

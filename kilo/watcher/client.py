@@ -11,6 +11,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -135,7 +136,8 @@ class Api:
     def get(self, path: str, query: Mapping[str, str], what: str) -> bytes:
         """The body of the answer. ``what`` names the request in errors. Raises ApiError."""
         with _translated(what):
-            return _body(self._request("GET", _target(path, query), what), what, GET_TIMEOUT)
+            response = self._request("GET", _target(path, query), what)
+            return _body(response, what, GET_TIMEOUT, ANSWER_LIMIT)
 
     def stream(self, path: str, query: Mapping[str, str], what: str, silence: float) -> Stream:
         """An answer to be read as it comes. Raises ApiError.
@@ -153,7 +155,18 @@ class Api:
         """Send a merge patch; the body of the answer. ``within``: in s, in a hurry. Raises ApiError."""
         with _translated(what):
             response = self._request("PATCH", path, what, json.dumps(patch).encode(), within)
-            return _body(response, what, within or PATCH_TIMEOUT)
+            return _body(response, what, within or PATCH_TIMEOUT, ANSWER_LIMIT)
+
+    def clock(self, path: str, query: Mapping[str, str], what: str) -> float | None:
+        """When the server answered such a request, by its own clock (Unix s); None if it does not say. Raises
+        ApiError."""
+        with _translated(what):
+            response = self._request("GET", _target(path, query), what)
+            _body(response, what, READ_TIMEOUT, ANSWER_LIMIT)
+        try:
+            return parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+        except ValueError:
+            return None
 
     def _request(
         self, method: str, target: str, what: str, body: bytes | None = None, within: float | None = None
@@ -193,9 +206,8 @@ def _target(path: str, query: Mapping[str, str]) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-def _body(response: urllib3.BaseHTTPResponse, what: str, timeout: float, limit: int | None = None) -> bytes:
-    """The whole of it. Raises ApiError if it is longer than ``limit`` (default: ANSWER_LIMIT) or late."""
-    limit = limit or ANSWER_LIMIT
+def _body(response: urllib3.BaseHTTPResponse, what: str, timeout: float, limit: int) -> bytes:
+    """The whole of it. Raises ApiError if it is longer than ``limit`` bytes or takes over ``timeout`` s."""
     parts: list[bytes] = []
     size, end = 0, time.monotonic() + timeout
     while part := response.read1(READ_SIZE):

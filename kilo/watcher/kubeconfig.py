@@ -8,7 +8,6 @@ names of fields. Used by kilo.watcher.access.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import msgspec
 import yaml
 
 from kilo.errors import PermanentError
+from kilo.watcher.objects import located
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
 INTERACTIVE_MODES = ("", "Never", "IfAvailable", "Always")
@@ -83,12 +83,12 @@ class User(_Secretive, frozen=True, rename="kebab"):
     auth_provider: dict[str, Any] | None = None
 
 
-class _Context(msgspec.Struct, frozen=True):
+class _Context(_Secretive, frozen=True):
     cluster: str
     user: str = ""
 
 
-class _Named(msgspec.Struct, frozen=True):
+class _Named(_Secretive, frozen=True):
     """An entry of one of the three lists; the rest of it is converted once it is the one that counts."""
 
     name: str
@@ -97,7 +97,7 @@ class _Named(msgspec.Struct, frozen=True):
     user: Any = None
 
 
-class _File(msgspec.Struct, frozen=True, rename="kebab"):
+class _File(_Secretive, frozen=True, rename="kebab"):
     current_context: str = ""
     contexts: list[_Named] = []
     clusters: list[_Named] = []
@@ -106,11 +106,12 @@ class _File(msgspec.Struct, frozen=True, rename="kebab"):
 
 @dataclass(frozen=True)
 class Kubeconfig:
-    """The current context of a file."""
+    """The current context of a file. ``user_name``: of its user, "" for none."""
 
     path: str
     cluster: Cluster
     user: User
+    user_name: str = ""
 
     def beside(self, path: str) -> str:
         """A path of the file: what is relative is so to the file's own directory."""
@@ -129,7 +130,7 @@ def parse_kubeconfig(path: str, content: bytes) -> Kubeconfig:
     user = _entry(path, file.users, "user", context.user, User) if context.user else User()
     if user.exec is not None:
         _check(path, f"users[name={context.user}].user.exec", user.exec)
-    return Kubeconfig(path, cluster, user)
+    return Kubeconfig(path, cluster, user, context.user)
 
 
 def _loaded(path: str, content: bytes) -> Any:
@@ -158,19 +159,17 @@ def _converted(path: str, value: Any, kind: type[T], place: str) -> T:
     try:
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, RecursionError) as e:
-        reason, _, where = str(e).partition(" - at `$")
-        field = (place + where.rstrip("`")).lstrip(".")
-        raise PermanentError(
-            f"{path}: {field + ': ' if field else ''}{reason[:1].lower()}{reason[1:]}"
-        ) from None
+        field, reason = located(e)
+        where = place + ("." if place and field and field[0] != "[" else "") + field
+        raise PermanentError(f"{path}: {where + ': ' if where else ''}{reason}") from None
 
 
-def _entry(path: str, entries: list[_Named], kind: str, name: str, form: Callable[..., T]) -> T:
+def _entry(path: str, entries: list[_Named], kind: str, name: str, form: type[T]) -> T:
     """The part that counts of the entry with this name."""
     for entry in entries:
         if entry.name == name:
             place = f"{kind}s[name={name}].{kind}"
-            return _converted(path, getattr(entry, kind) or {}, form, place)  # type: ignore[arg-type]
+            return _converted(path, getattr(entry, kind) or {}, form, place)
     raise PermanentError(f"{path}: there is no {kind} named {name!r} in {kind}s")
 
 

@@ -44,6 +44,7 @@ class ObjectMeta(msgspec.Struct, frozen=True, rename="camel"):
     name: str = ""
     uid: str = ""
     resource_version: str = ""
+    creation_timestamp: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
 
@@ -245,7 +246,7 @@ def _decode(decoder: msgspec.json.Decoder[T], kind: str, raw: bytes | msgspec.Ra
     try:
         decoded = decoder.decode(raw)
     except _DECODE_ERRORS as e:
-        field, reason = _located(e)
+        field, reason = located(e)
         raise MalformedObject(kind, _name_of(raw), field, reason) from e
     if not decoded.metadata.name:
         raise MalformedObject(kind, "", "metadata.name", "is missing")
@@ -272,7 +273,7 @@ def _plain(decoder: msgspec.json.Decoder[S], what: str, raw: bytes | msgspec.Raw
     try:
         return decoder.decode(raw)
     except _DECODE_ERRORS as e:
-        field, reason = _located(e)
+        field, reason = located(e)
         raise ProtocolError(f"{what}: {field + ': ' if field else ''}{reason}") from e
 
 
@@ -285,8 +286,8 @@ def _name_of(raw: bytes | msgspec.Raw) -> str:
     return metadata.name if metadata else ""
 
 
-def _located(error: Exception) -> tuple[str, str]:
-    """The dotted field and the reason of a decoder's error, whose text never quotes values."""
+def located(error: Exception) -> tuple[str, str]:
+    """The dotted field ("" for the whole) and the reason of an error of msgspec, which quotes no values."""
     match = _PATH.fullmatch(str(error))
     if match is None:
         return "", "malformed"

@@ -106,7 +106,7 @@ def authorization_of(provider: Mapping[str, Any]) -> str:
     """What a user's ``auth-provider`` gives as the value of the header Authorization.
 
     Imports the whole package, and may ask the provider, which may take any time. Raises
-    TemporaryError, and whatever comes out of the libraries that ask.
+    TemporaryError, and whatever comes out of the libraries that ask; either may quote a secret.
     """
     package = importlib.import_module("kubernetes.config")
     reader = importlib.import_module("kubernetes.config.kube_config")
@@ -120,7 +120,7 @@ def authorization_of(provider: Mapping[str, Any]) -> str:
     try:
         reader.load_kube_config_from_dict(alone, client_configuration=configuration, persist_config=False)
     except package.ConfigException as e:
-        raise TemporaryError(f"auth-provider: {e}") from e
+        raise TemporaryError(f"auth-provider {provider.get('name')!r}: {e}") from e
     finally:
         reader._cleanup_temp_files()
     if not (authorization := configuration.api_key.get("BearerToken", "")):
@@ -132,7 +132,8 @@ _loaded: Official | None = None
 
 
 def official() -> Official:
-    """The official client, loaded once. Call it first where no other thread imports anything.
+    """The official client, loaded once. The first call is that of the constructor of Sessions, before there
+    are threads: while it loads, another one's import would get the shells.
 
     Raises PermanentError if it is not installed.
     """

@@ -2,7 +2,8 @@
 
 The official client runs them without a time limit. Here one has 15 s, and is killed with everything
 that it has started. What it prints on standard output is a secret and is never shown; the last line
-of its standard error is, without what looks like a key. Any thread may run one, one at a time.
+of its standard error is, without what may be a secret (kilo.watcher.redacted). Any thread may run one,
+one at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import base64
 import contextlib
 import json
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -25,6 +25,7 @@ import msgspec
 
 from kilo.errors import ProtocolError, TemporaryError
 from kilo.watcher.kubeconfig import Exec, Kubeconfig
+from kilo.watcher.redacted import redacted
 
 TIMEOUT = 15.0
 OUTPUT_LIMIT = 1 << 20
@@ -32,7 +33,6 @@ OUTPUT_LIMIT = 1 << 20
 COMPLAINT_LIMIT = 4096
 """Bytes kept of standard error, the last ones."""
 CLUSTER_EXTENSION = "client.authentication.k8s.io/exec"
-_LIKE_A_KEY = re.compile(r"[A-Za-z0-9+_=.~-]{40,}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PluginRunner:
         except ProtocolError as e:
             raise TemporaryError(f"{what}: what it printed is no credential: {e}") from e
         except FileNotFoundError as e:
-            hint = " ".join(plugin.install_hint.split())
+            hint = redacted(plugin.install_hint)
             raise TemporaryError(f"{what} is not there{'; ' if hint else ''}{hint}") from e
         except OSError as e:
             raise TemporaryError(f"{what} cannot be run: {e.strerror}") from e
@@ -209,9 +209,8 @@ def _collect(process: subprocess.Popen[bytes]) -> tuple[bytes, str]:
 
 def _last_line(complaint: bytearray) -> str:
     """For a person, in one line, and without what may be a key."""
-    lines = [line.strip() for line in complaint.decode(errors="replace").splitlines() if line.strip()]
-    last = "".join(filter(str.isprintable, lines[-1])) if lines else ""
-    return _LIKE_A_KEY.sub("***", last)[:300]
+    lines = [line for line in complaint.decode(errors="replace").splitlines() if line.strip()]
+    return redacted(lines[-1]) if lines else ""
 
 
 def _read(fd: int, into: bytearray) -> bool:

@@ -45,7 +45,11 @@ def choose(answers: Iterable[str], before: str) -> str:
     addresses = addresses_in(answers)
     if before and ipaddress.ip_address(before) in addresses:
         return before
-    return str(min(addresses, key=lambda a: (a.version, int(a)))) if addresses else ""
+    return str(min(addresses, key=_order)) if addresses else ""
+
+
+def _order(address: Address) -> tuple[int, int]:
+    return address.version, int(address)
 
 
 class Resolver:
@@ -77,7 +81,8 @@ class Resolver:
         return self._addresses.get(name, "")
 
     def pin(self, name: str) -> tuple[str, ...]:
-        """All addresses of ``name``, lowest first, as last heard. It is asked for from now on, for good."""
+        """All addresses of ``name`` as last heard, the lowest first, IPv4 before IPv6. It is asked for from
+        now on, for good, and ``on_change`` is told of each of them."""
         self._pinned.add(name)
         self.address(name)
         return self._every.get(name, ())
@@ -131,17 +136,19 @@ class Resolver:
         self._asking.pop(name).cancel()
         before = self._addresses.get(name, "")
         address = choose(answers, before)
-        if address and name in self._pinned:
-            self._every[name] = tuple(sorted(map(str, addresses_in(answers))))
-        self._settle(name, address or before, "" if address else failure or "no address")
+        every = tuple(map(str, sorted(addresses_in(answers), key=_order)))
+        self._settle(name, address or before, "" if address else failure or "no address", every)
 
     def _timed_out(self, name: str) -> None:
         self._settle(name, self._addresses.get(name, ""), "timed out")
 
-    def _settle(self, name: str, address: str, failure: str) -> None:
+    def _settle(self, name: str, address: str, failure: str, every: tuple[str, ...] = ()) -> None:
         if name not in self._wanted:
             return
-        changed = address != self._addresses.get(name, "") or failure != self.failures.get(name, "")
+        others = name in self._pinned and bool(every) and every != self._every.get(name)
+        if every:
+            self._every[name] = every
+        changed = others or address != self._addresses.get(name, "") or failure != self.failures.get(name, "")
         if address:
             self._addresses[name] = address
         if failure:

@@ -21,18 +21,18 @@ from kilo.watcher.liveness import Liveness
 from kilo.watcher.objects import MalformedObject, NodeObject, PeerObject
 from kilo.watcher.syntax import integer
 from kilo.watcher.translate import (
-    CONTROL_PLANE,
+    LAST_SEEN,
     PREFIX,
     FieldProblem,
     NodeReading,
     PeerReading,
+    is_control_plane,
     node_from,
     not_ready_reason,
     peer_from,
     peer_not_ready_reason,
 )
 
-LAST_SEEN = PREFIX + "last-seen"
 LOCAL = "local"
 NODE = "node"
 PEER = "peer"
@@ -64,7 +64,7 @@ class Names(Protocol):
 
 @dataclass(slots=True)
 class _KnownNode:
-    relevant: tuple[str, str, str, bool, dict[str, str]]
+    relevant: tuple[str, str, str, str, bool, dict[str, str]]
     reading: NodeReading
 
 
@@ -115,8 +115,15 @@ class Roster:
         ours = {k: v for k, v in annotations.items() if k.startswith(PREFIX) and k != LAST_SEEN}
         last_seen, malformed = integer(annotations[LAST_SEEN]) if LAST_SEEN in annotations else (0, "")
         labels = obj.labels
-        control_plane = any(label in labels for label in CONTROL_PLANE)
-        relevant = (obj.pod_cidr, labels.get(self._label, ""), malformed, control_plane, ours)
+        created = obj.metadata.creation_timestamp or ""
+        relevant = (
+            created,
+            obj.pod_cidr,
+            labels.get(self._label, ""),
+            malformed,
+            is_control_plane(obj),
+            ours,
+        )
         changed = self.liveness.sight(name, 0 if malformed else last_seen, now, wall)
         known = self._nodes.get(name)
         if known is None or known.relevant != relevant:

@@ -13,17 +13,20 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import urllib3
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import InsecureRequestWarning
+from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from kilo.errors import KiloError, PermanentError, ProtocolError, TemporaryError
 from kilo.watcher.access import Access, Stamp, bearer, read_access, stamp_of
 from kilo.watcher.official import authorization_of, official
 from kilo.watcher.plugin import PluginRunner
+from kilo.watcher.redacted import redacted
 from kilo.watcher.tls import Tls, context_of
+from kilo.watcher.url import basic_of, parsed, shown
 
 WITHIN = 20.0
 """s that a request waits for credentials; more than a plugin may take."""
@@ -89,7 +92,8 @@ class Sessions:
         self._closed = False
         self.access = self._read()
         if self.access.plugin or self.access.provider:
-            _context(self.access, self.access.tls, self.access.source)
+            tls, source = self.access.tls, self.access.source
+            _pool(self.access, tls, _context(self.access, tls, source))  # for what it may say
         else:
             self._session = self._made(self.access)
 
@@ -115,13 +119,13 @@ class Sessions:
         if renewal is not None:
             limit = WITHIN if within is None else within / 2
             if not renewal.wait(max(0.0, renewal.began + limit - time.monotonic())) and within is None:
-                self._failed(f"they have not come within {WITHIN:g} s")
+                self._failed(f"{self.access.giver}: no answer within {WITHIN:g} s")
             if renewal.session is not None:
                 return renewal.session  # also if it has ended by our clock, which may be wrong
         with self._lock:
             if self._session is not None and (self._session.valid() or within is not None):
                 return self._session
-            raise TemporaryError(self._failure or "they have not come in time")
+            raise TemporaryError(self._failure or f"{self.access.giver}: no answer in time")
 
     def refused(self, session: Session) -> None:
         """The server did not take this one."""
@@ -150,14 +154,14 @@ class Sessions:
         return not in_vain or files != tried or time.monotonic() - at >= AGAIN_AFTER
 
     def _renew(self, renewal: _Renewal) -> None:
-        failure = ""
+        failure, access = "", self.access
         try:
             access = self._read()
             renewal.session = self._made(access)
         except KiloError as e:
             failure = str(e)
         except Exception as e:  # noqa: BLE001 - the thread's main loop; its text might quote a secret
-            failure = f"{type(e).__name__} while they were renewed"
+            failure = f"{access.giver}: {type(e).__name__}"
         with self._lock:
             self._renewal, self._tried = None, (time.monotonic(), renewal.files)
             if renewal.session is not None:
@@ -182,8 +186,8 @@ class Sessions:
             if given.certificate:
                 tls = replace(tls, certificate=given.certificate, key=given.key)
         elif access.provider:
-            source = "auth-provider"
-            authorization = _bearer(authorization_of(access.provider).partition(" ")[2], source)
+            source = access.giver
+            authorization = _bearer(_provided(access), source)
         old, transport = self._session, (access.server, access.proxy, tls)
         if old is not None and transport == self._transport:
             return Session(access.server, old.pool, authorization, expires, access.files)
@@ -192,6 +196,14 @@ class Sessions:
         if old is not None:
             old.pool.clear()
         return Session(access.server, pool, authorization, expires, access.files)
+
+
+def _provided(access: Access) -> str:
+    """The token of an auth-provider. Raises TemporaryError, and what official.authorization_of lets out."""
+    try:
+        return authorization_of(access.provider or {}).partition(" ")[2]
+    except TemporaryError as e:
+        raise TemporaryError(f"{access.user}: {redacted(str(e))}") from e
 
 
 def _bearer(token: str, source: str) -> str:
@@ -223,6 +235,20 @@ def _pool(access: Access, tls: Tls, context: ssl.SSLContext | None) -> urllib3.P
     configuration.connection_pool_maxsize = 4
     if not tls.verify:
         urllib3.disable_warnings(InsecureRequestWarning)
-    pool: urllib3.PoolManager = library.rest_client(configuration).pool_manager
+    said = configuration.proxy or ""
+    if said and not access.proxy and "://" not in said:
+        configuration.proxy = f"http://{said}"  # in the environment, and there alone, that will do
+    with suppress(ProtocolError):  # of a proxy that is used, the next says so
+        url = parsed(configuration.proxy or "")
+        if url.scheme in ("http", "https") and (user := basic_of(url)):
+            configuration.proxy_headers = {"proxy-authorization": user}
+    try:
+        pool: urllib3.PoolManager = library.rest_client(configuration).pool_manager
+    except (HTTPError, ValueError, ImportError) as e:
+        source = access.source if access.proxy else "the environment"
+        why = "this is not the URL of one, http:// or https://"
+        if isinstance(e, ImportError):
+            why = "that takes the Python package PySocks"
+        raise PermanentError(f"{source}: the proxy {shown(said)!r} cannot be used: {why}") from None
     pool.connection_pool_kw["ssl_context"] = context
     return pool

@@ -1,9 +1,10 @@
 """One resource of the API, listed and then watched for ever, on a thread of its own.
 
-What is read is handed to ``emit`` as the values defined here, on the reader's thread, in order. A
-list is handed over whole, so that whoever keeps its objects can tell which are gone; a change, as
-it comes. After a broken connection the watch goes on from the last version seen, and only where
-the server does not know that version any more (410) is everything listed again.
+What is read is handed to ``emit`` as the values defined here, in order, on the reader's thread (that a
+watch stands with nothing to read, on a timer's). A list is handed over whole, so that whoever keeps its
+objects can tell which are gone; a change, as it comes. After a broken connection the watch goes on from
+the last version seen, and only where the server does not know that version any more (410) is everything
+listed again.
 """
 
 from __future__ import annotations
@@ -144,6 +145,8 @@ class Reader(Generic[T]):
         self._emit = emit
         self._stop = threading.Event()
         self._stream: Stream | None = None
+        self._belief = threading.Lock()
+        """Held while a watch counts as standing, or ends: one after the other."""
         self._version = ""
         self._since = 0.0
         self._failures = 0
@@ -313,14 +316,16 @@ class Reader(Generic[T]):
                 self._doubt = False
         finally:
             belief.cancel()
-            self._stream = None
+            with self._belief:
+                self._stream = None
             stream.close()
 
     def _believe(self, stream: Stream) -> None:
-        """The watch stands: where nothing happens, that is the sign of life."""
-        if self._doubt and self._stream is stream:
-            self._doubt = False
-            self._emit(Changed([]))
+        """The watch stands: where nothing happens, that is the sign of life. On a thread of its own."""
+        with self._belief:
+            if self._doubt and self._stream is stream:
+                self._doubt = False
+                self._emit(Changed([]))
 
     def _take(self, lines: list[bytes], what: str) -> None:
         """Hand over what some lines say, also what comes before one that ends the watch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from kilo.errors import ProtocolError
@@ -43,6 +44,15 @@ def whole_seconds(seconds: int) -> int:
     """
     nanoseconds = (seconds * NANOSECONDS - INT64_MIN) % (1 << 64) + INT64_MIN
     return abs(nanoseconds) // NANOSECONDS * (-1 if nanoseconds < 0 else 1)
+
+
+def unix_time(timestamp: str | None) -> int:
+    """Unix s of a Kubernetes timestamp (RFC 3339), 0 of what is none."""
+    try:
+        moment = datetime.fromisoformat(timestamp or "")
+    except ValueError:
+        return 0
+    return max(0, int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()))
 
 
 def is_dns_name(text: str) -> bool:

@@ -17,9 +17,17 @@ from kilo.model.keys import ZERO, PresharedKey, canonical_key
 from kilo.model.net import canonical_interface, canonical_network, parse_ip
 from kilo.model.node import GRANULARITIES, Announcement, Endpoint, Node, Peer, UDPAddress
 from kilo.watcher.objects import NodeObject, PeerEndpoint, PeerObject
-from kilo.watcher.syntax import discovered_endpoints, endpoint, integer, is_dns_name, whole_seconds
+from kilo.watcher.syntax import (
+    discovered_endpoints,
+    endpoint,
+    integer,
+    is_dns_name,
+    unix_time,
+    whole_seconds,
+)
 
 PREFIX = "kilo.squat.ai/"
+LAST_SEEN = PREFIX + "last-seen"
 CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master")
 CHECKED_IN_WITHIN = 60
 """Seconds; a node whose last-seen is that old, or older, takes no part in the mesh of a Go agent."""
@@ -186,12 +194,18 @@ def node_from(obj: NodeObject, topology_label: str) -> NodeReading:
         discovered_endpoints=read.discovered(),
         allowed_location_ips=read.interfaces("allowed-location-ips"),
         granularity=read.granularity(),
-        control_plane=any(label in obj.labels for label in CONTROL_PLANE),
+        control_plane=is_control_plane(obj),
+        created=unix_time(obj.metadata.creation_timestamp),
     )
     last_seen = read.integer("last-seen")
     if any(problem.field == "last-seen" for problem in read.problems):
         last_seen = 0
     return NodeReading(node, last_seen, tuple(read.problems))
+
+
+def is_control_plane(obj: NodeObject) -> bool:
+    """Whether the API server may run on this node, by its labels."""
+    return any(label in obj.labels for label in CONTROL_PLANE)
 
 
 def _pod_cidr(obj: NodeObject, read: _Annotations) -> str:
@@ -245,7 +259,8 @@ def peer_from(obj: PeerObject) -> PeerReading:
     except ProtocolError as e:
         return PeerReading(name, None, (FieldProblem(field, str(e)),))
     secret, problems = _preshared_key(spec.preshared_key or "")
-    return PeerReading(name, Peer(name, key, allowed_ips, where, keepalive, secret), problems)
+    created = unix_time(obj.metadata.creation_timestamp)
+    return PeerReading(name, Peer(name, key, allowed_ips, where, keepalive, secret, created), problems)
 
 
 def _peer_endpoint(given: PeerEndpoint) -> Endpoint:

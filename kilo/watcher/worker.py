@@ -84,6 +84,7 @@ class WatcherWorker:
         if not self._api.verified:
             self._log.warn("the API server's certificate is not verified", server=self._api.server)
         self._context.subscribe(ANNOUNCE, self._on_announce)
+        self._api_server(time.monotonic())  # so that its name resolves while the cluster is read
         self._nodes.start()
         self._peers.start()
         self._announcer.start()

@@ -344,7 +344,7 @@ def test_what_two_claim_at_once_is_named(tmp_path: Path, capsys: pytest.CaptureF
     nodes[2]["spec"]["podCIDR"] = nodes[0]["spec"]["podCIDR"]
     status, _, err = run(tmp_path, capsys, "-o", "routes", nodes=nodes)
     assert status == 0
-    assert f"location:x and location:y have the same public key {KEYS['b']}; the first counts" in err
+    assert f"node b and node c have the same public key {KEYS['b']}; the first counts" in err
     nodes[2]["metadata"]["annotations"]["kilo.squat.ai/key"] = KEYS["p"]
     status, _, err = run(tmp_path, capsys, "-o", "routes", nodes=nodes)
     assert status == 0

@@ -17,7 +17,7 @@ from kilo.model.host import HostFacts, Link
 from kilo.model.node import Node, Peer
 from kilo.model.plan import PlannedPeer, Route, SetEntry
 from kilo.model.settings import Settings
-from tests.unit.mesh.states import STATES, cluster, host_of, inputs, key, node, peer, planned, topology
+from tests.unit.mesh.states import STATES, at, cluster, host_of, inputs, key, node, peer, planned, topology
 from tests.unit.mesh.traffic import World
 
 State = tuple[list[Node], list[Peer]]
@@ -65,6 +65,16 @@ def test_two_that_claim_one_network_are_told_apart_and_named() -> None:
     assert result.conflicts == {
         "network/10.2.2.0/24": "node n2 and node n3 claim 10.2.2.0/24; the first counts"
     }
+
+
+def test_the_way_to_an_endpoint_is_not_by_a_segment_that_has_lost_its_address() -> None:
+    """Who has it gets no route to it, since its tunnel cannot carry itself; the other must not get one."""
+    reached = node("n2", "y", internal_ip="198.51.100.2/24", endpoint=at("198.51.100.2"))
+    state = cluster(node("n1", "x"), reached, node("n3", "z", internal_ip="198.51.100.2/24"))
+    result = planned(state)
+    assert holders(result, "198.51.100.2/32") == [key("n2")]
+    assert "route/0/198.51.100.2/32" not in result.items
+    assert "route/0/10.2.3.0/24" in result.items
 
 
 def test_nobody_far_away_takes_over_what_is_near() -> None:
@@ -344,6 +354,16 @@ def test_many_conflicts_are_told_in_part() -> None:
     told = planned(joined_by(TWO, *many)).conflicts
     assert len(told) == MOST_TOLD + 1
     assert told["more"] == "7 more conflicts are not listed"
+
+
+def test_what_concerns_all_and_keys_is_told_before_networks() -> None:
+    """A long list is cut at its end; what is rare must not be behind what there can be much of."""
+    many = [peer(f"p{i}", f"10.2.1.{i % 256}/32", f"10.2.2.{i % 256}/32") for i in range(MOST_TOLD)]
+    clone = node("n8", "w", key=many[0].public_key)
+    told = planned(joined_by(TWO, *many, clone), subnet="10.2.0.0/16").conflicts
+    assert "subnet/pod-CIDRs" in told
+    assert f"key/{clone.key}" in told
+    assert len(told) == MOST_TOLD + 1
 
 
 def test_without_a_host_what_the_cluster_says_is_enough() -> None:

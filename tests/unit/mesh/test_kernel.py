@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from kilo.mesh.planner import Planned
-from kilo.model.host import HostFacts
+from kilo.model.host import HostFacts, Link
 from kilo.model.node import Node, Peer
 from kilo.model.plan import Interface, Route
 from tests.unit.mesh.states import STATES, cluster, host_of, node, peer, planned
@@ -111,7 +111,17 @@ def test_the_last_address_of_two_is_no_broadcast_address(subnet: str) -> None:
 @pytest.mark.usefixtures("namespace")
 @pytest.mark.parametrize("network", ["10.0.0.0/24", "10.4.0.0/16", "10.2.1.0/24", "10.0.0.0/16"])
 def test_no_route_is_in_the_way_of_one_of_the_kernels_own(network: str) -> None:
-    """Set where the kernel has its own, a route is refused for ever."""
+    """The host is connected to each: set where the kernel has one of its own, a route is refused for ever."""
+    more = (
+        Link("eth1", 3, 1500, addresses=("10.0.5.1/16",)),
+        Link("kube-bridge", 4, 1500, addresses=("10.2.1.1/24",)),
+    )
+    for link in more:
+        ip(f"link add {link.name} up type bridge")
     state = cluster(*STATES["two locations"][0], peer("p", network))
-    plan_and_apply(state, "n1", encapsulate="never")
-    assert " dev eth0 " in ip("route get 10.0.0.99")
+    facts = host_of(state[0][0])
+    ignored = ("kilo0", "tunl0", "kube-bridge")
+    facts = msgspec.structs.replace(facts, links=(*facts.links, *more), ignored_links=ignored)
+    result = planned(state, "n1", host=facts, encapsulate="never")
+    apply(result, facts)
+    assert "proto kernel scope link" in ip(f"route show exact {network}")

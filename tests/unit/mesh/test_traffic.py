@@ -117,4 +117,4 @@ def test_a_cloned_key_costs_only_the_clone() -> None:
     plan = World((state[0][:2], [])).plans["n1"]
     cloned = World(state).plans["n1"]
     assert cloned.items[f"peer/{key('n2')}"] == plan.items[f"peer/{key('n2')}"]
-    assert "location:z" in cloned.conflicts[f"key/{key('n2')}"]
+    assert "node n3" in cloned.conflicts[f"key/{key('n2')}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from kilo.bus import (
     Topic,
 )
 from kilo.config import Config
-from kilo.mesh.worker import MIN_GAP, MeshWorker
+from kilo.mesh.worker import DEVICE_WITHIN, MIN_GAP, MeshWorker
 from kilo.model.host import HostFacts, Link, WireGuardPeerState, WorkerState
 from kilo.model.node import Announcement, ApiServer, ClusterItem, UDPAddress
 from kilo.model.plan import CniTarget, PlannedPeer, Summary, route_key
 from kilo.worker import Context
 from tests.feeding import Bus, Running, eventually, running
-from tests.unit.mesh.states import host_of, key, node, peer
+from tests.unit.mesh.states import at, host_of, key, node, peer
 
 LOCAL = node("n1", "x")
 ROAMER = node("n3", "z", persistent_keepalive=25)
@@ -96,15 +97,28 @@ class Mesh:
         eventually(lambda: self.state.beat >= before + 2)
 
 
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[Mesh]:
-    bus = Bus(tmp_path)
-    config = Config(run_dir=str(tmp_path), hostname="n1", subnet="10.4.0.0/30", log_level="debug")
+@contextmanager
+def a_mesh(run_dir: Path, **flags: Any) -> Iterator[Mesh]:
+    bus = Bus(run_dir)
+    config = Config(run_dir=str(run_dir), hostname="n1", log_level="debug", **flags)
     try:
         with running("mesh", quick, config) as worker:
             yield Mesh(bus, worker)
     finally:
         bus.close()
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    """With room for three segments."""
+    with a_mesh(tmp_path, subnet="10.4.0.0/30") as one:
+        yield one
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Iterator[Mesh]:
+    with a_mesh(tmp_path) as one:
+        yield one
 
 
 def feed(mesh: Mesh) -> None:
@@ -238,6 +252,54 @@ def test_conflicts_are_told_and_taken_back(mesh: Mesh) -> None:
     eventually(lambda: not mesh.failing(f"key/{key('n2')}"))
 
 
+THIEF = node("n0", "a", key=key("n2"), subnet="10.2.99.0/24", endpoint=at("203.0.113.99"))
+
+
+def has_the_key_of_n2(mesh: Mesh) -> str:
+    """Where packets for the peer with that key are sent."""
+    item = mesh.plan.get(f"peer/{key('n2')}")
+    return item.endpoint_ip if isinstance(item, PlannedPeer) else ""
+
+
+def test_a_copied_key_does_not_displace_who_had_it(wide: Mesh) -> None:
+    feed(wide)
+    before = wide.plan[f"peer/{key('n2')}"]
+    wide.bus.update(CLUSTER, {"node/n0": THIEF})
+    assert "node n2 and node n0" in eventually(lambda: wide.failing(f"key/{key('n2')}"))
+    after = wide.plan[f"peer/{key('n2')}"]
+    assert (after.endpoint_ip, after.allowed_ips[:2]) == (before.endpoint_ip, before.allowed_ips[:2])
+
+
+def test_who_was_away_has_his_key_back_when_he_comes_back(wide: Mesh) -> None:
+    feed(wide)
+    wide.bus.update(CLUSTER, {}, remove=("node/n2",))
+    wide.bus.update(CLUSTER, {"node/n0": THIEF})
+    eventually(lambda: has_the_key_of_n2(wide) == "203.0.113.99")
+    wide.bus.update(CLUSTER, {"node/n2": CLUSTER_STATE["node/n2"]})
+    eventually(lambda: has_the_key_of_n2(wide) == "203.0.113.2")
+
+
+def test_after_a_start_of_all_the_kernel_tells_whose_a_key_is(wide: Mesh) -> None:
+    wide.bus.update(CLUSTER, CLUSTER_STATE | {"node/n0": THIEF})
+    wide.bus.put(HOST, host=host_of(LOCAL))
+    eventually(lambda: "public key" in wide.state.info.get("waiting_for", ""))
+    wide.bus.put(HELD)
+    wide.after_a_beat()
+    assert not wide.plan
+    wide.bus.update(WIREGUARD, {key("n2"): WireGuardPeerState(key("n2"), "203.0.113.2", 51820)})
+    eventually(lambda: has_the_key_of_n2(wide) == "203.0.113.2")
+    eventually(lambda: "waiting_for" not in wide.state.info)
+
+
+def test_where_there_is_no_device_yet_the_first_plan_comes_all_the_same(wide: Mesh) -> None:
+    wide.bus.update(CLUSTER, CLUSTER_STATE | {"node/n0": THIEF})
+    wide.bus.put(HOST, host=host_of(LOCAL))
+    wide.bus.put(HELD)
+    started = time.monotonic()
+    eventually(lambda: has_the_key_of_n2(wide), timeout=DEVICE_WITHIN + 5)
+    assert time.monotonic() - started > DEVICE_WITHIN / 2
+
+
 def doubtful(*names: str) -> dict[str, ClusterItem]:
     """These nodes as a watcher that has just started may see them."""
     return {
@@ -272,6 +334,22 @@ def test_after_a_start_of_all_the_kernel_tells_which_nodes_in_doubt_are_in_use(m
     mesh.bus.update(CLUSTER, {"peer/p": peer("p", "10.5.0.9/32")})
     eventually(lambda: mesh.generation == 2)
     assert f"peer/{key('n2')}" in mesh.plan, "the kernel may lose a route for a moment"
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_of_neighbours_to_whom_somebody_else_routes_the_kernel_cannot_tell(
+    tmp_path: Path, left: bool
+) -> None:
+    """With --local=false no route of ours leads to them: those in doubt stay, where there has been a mesh."""
+    neighbour = msgspec.structs.replace(node("n4", "x"), doubtful=True)
+    with a_mesh(tmp_path, local=False) as mesh:
+        mesh.bus.put(HOST, host=host_of(LOCAL))
+        mesh.bus.put(WIREGUARD)
+        mesh.bus.update(HELD, {route_key("10.2.2.0/24"): True} if left else {})
+        mesh.bus.update(CLUSTER, CLUSTER_STATE | doubtful("n2", "n3") | {"node/n4": neighbour})
+        topology = eventually(lambda: mesh.heard["topology"].state)
+    assert topology["segment/location:x"].hostnames == (("n1", "n4") if left else ("n1",))
+    assert "segment/location:z" not in topology
 
 
 def test_where_the_api_server_is_goes_with_the_plan(mesh: Mesh) -> None:

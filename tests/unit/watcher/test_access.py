@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,43 @@ def test_how_the_server_is_reached(tmp_path: Path) -> None:
     )
     assert access(tmp_path, {"server": ""}, master="http://192.0.2.7/").server == "http://192.0.2.7"
     assert read_access("", "http://192.0.2.7").authorization == ""
+
+
+BAD_SERVERS = [
+    "192.0.2.1:6443",
+    "https://",
+    "https://[2001:db8::1",
+    "https://[2001:db8::1]:port",
+    "https://192.0.2.1:99999",
+    "https://:6443",
+    "https://192.0.2.1:-1",
+    "ftp://192.0.2.1",
+    "https://a b",
+]
+
+
+@pytest.mark.parametrize("server", BAD_SERVERS)
+def test_a_server_that_is_no_url_is_blamed_on_where_it_is_said(tmp_path: Path, server: str) -> None:
+    reason = re.escape(f": the server {server!r} is not a URL, http:// or https://")
+    with pytest.raises(PermanentError, match=f"^{tmp_path}/kubeconfig{reason}"):
+        access(tmp_path, {"server": server})
+    with pytest.raises(PermanentError, match=f"^--master{reason}"):
+        access(tmp_path, master=server)
+    with pytest.raises(PermanentError, match=f"^--master{reason}"):
+        read_access("", server)
+
+
+def test_a_password_in_a_url_is_neither_used_nor_shown(tmp_path: Path) -> None:
+    found = access(tmp_path, {"server": f"https://me:{SECRET}@192.0.2.1/x"})
+    assert (found.server, found.authorization) == ("https://192.0.2.1/x", "")
+    with pytest.raises(PermanentError, match=r"the server 'https://\*\*\*@192\.0\.2\.1:x' is not a URL"):
+        access(tmp_path, {"server": f"https://me:{SECRET}@192.0.2.1:x"})
+    assert SECRET not in repr(access(tmp_path, {"proxy-url": f"http://me:{SECRET}@192.0.2.9"}))
+
+
+def test_a_password_may_hold_any_characters(tmp_path: Path) -> None:
+    encoded = base64.b64encode("a:\u20ac".encode()).decode()
+    assert access(tmp_path, username="a", password="\u20ac").authorization == f"Basic {encoded}"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import threading
@@ -44,6 +45,18 @@ def dead(context: Context) -> WatcherWorker:
     """One whose announcer dies."""
     made = hasty(context)
     made._announcer._thread = threading.Thread(target=lambda: None)
+    return made
+
+
+def watched(context: Context) -> WatcherWorker:
+    """One that says for how long its loop was ever held up."""
+    made, gauges, before = hasty(context), context.report.gauges, [time.monotonic()]
+
+    def look() -> None:
+        now = time.monotonic()
+        gauges["longest"], before[0] = max(gauges.get("longest", 0.0), now - before[0]), now
+
+    context.loop.call_every(0.02, look)
     return made
 
 
@@ -134,6 +147,19 @@ def test_a_plugin_that_hangs_later_is_named_and_ends_with_the_watcher(
     eventually(lambda: processes(tmp_path))
     assert watcher.process.end(signal.SIGHUP) == 0
     assert processes(tmp_path) == []
+
+
+def test_the_loop_goes_on_while_a_provider_is_loaded_and_asked(
+    start: Callable[..., Watcher], standin: Standin, editor: Admin, tmp_path: Path
+) -> None:
+    """For that the whole of the official client is imported, on a thread."""
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": int(time.time()) + 3600}).encode()).decode()
+    provider = {"name": "oidc", "config": {"id-token": f"head.{claims.rstrip('=')}.signature"}}
+    standin.admit(provider["config"]["id-token"])  # type: ignore[index]
+    user: dict[str, object] = {"auth-provider": provider}
+    watcher = start(write_kubeconfig(tmp_path / "kubeconfig", standin.url, user=user), watched)
+    eventually(lambda: watcher.state().phase == "ready")
+    assert 0 < eventually(lambda: watcher.state().gauges.get("longest")) < 1
 
 
 def test_a_check_in_that_never_comes_back_is_told_all_the_same(

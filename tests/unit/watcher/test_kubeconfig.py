@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from kilo.errors import PermanentError
+from kilo.watcher import kubeconfig
 from kilo.watcher.kubeconfig import Kubeconfig, User, parse_kubeconfig
 
 SECRET = "c2VjcmV0IGtleQ"
@@ -92,6 +94,11 @@ def test_a_context_without_a_user_is_nobody_s() -> None:
 def test_nothing_secret_is_shown() -> None:
     assert SECRET not in repr(parsed(YAML))
     assert SECRET not in repr(parsed(json.dumps(document())).user)
+    structs = [kind for kind in vars(kubeconfig).values() if isinstance(kind, type(msgspec.Struct))]
+    assert len(structs) >= 9
+    for kind in structs:
+        fields = [field.name for field in msgspec.structs.fields(kind)]
+        assert SECRET not in repr(kind(**dict.fromkeys(fields, SECRET))), kind.__name__
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from kilo.errors import TemporaryError
 from kilo.watcher.official import authorization_of
+from tests.apiserver.kubeconfig import write_kubeconfig
 
 ROOT = Path(__file__).parents[3]
 
@@ -48,6 +49,28 @@ def test_where_the_lean_way_fails_the_whole_package_is_loaded() -> None:
         print(Api("", "http://127.0.0.1:1").server)
     """)
     assert out == "http://127.0.0.1:1\n"
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"token": "t"},
+        {"auth-provider": {"name": "oidc"}},
+        {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/false"}},
+    ],
+)
+def test_it_is_loaded_before_there_are_threads_whoever_we_are(
+    tmp_path: Path, user: dict[str, object]
+) -> None:
+    """While it is loaded, others would import the wrong modules."""
+    path = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1", user=user)
+    out = python(f"""
+        from kilo.watcher import official
+        from kilo.watcher.client import Api
+        api = Api({path!r}, "")
+        print(official._loaded is not None)
+    """)
+    assert out == "True\n"
 
 
 def token(expires: float) -> str:

@@ -150,3 +150,32 @@ def test_names_no_longer_wanted_are_not_asked_for(loop: Loop) -> None:
     asked = len(zone.asked)
     loop.run_for(0.2)
     assert len(zone.asked) == asked
+
+
+def test_all_addresses_of_a_pinned_name_are_known_the_lowest_first(loop: Loop) -> None:
+    zone, told = Zone(), list[str]()
+    zone.answers["api.example"] = ["2001:db8::1", "203.0.113.10", "203.0.113.9", "fe80::1%eth0"]
+    resolver = Resolver(loop, 0.05, told.append, zone.ask)
+    assert resolver.pin("api.example") == ()
+    assert resolver.pending
+    loop.run_for(0.1)
+    assert resolver.pin("api.example") == ("203.0.113.9", "203.0.113.10", "2001:db8::1")
+    zone.answers["api.example"] = ["203.0.113.9", "203.0.113.11"]
+    loop.run_for(0.2)
+    assert resolver.pin("api.example") == ("203.0.113.9", "203.0.113.11")
+    assert told == ["api.example"] * 2, "also where the one that is chosen stays"
+    del zone.answers["api.example"]
+    loop.run_for(0.2)
+    assert resolver.pin("api.example") == ("203.0.113.9", "203.0.113.11"), "the last good answer"
+
+
+def test_a_name_that_is_known_already_is_pinned_at_once_and_for_good(loop: Loop) -> None:
+    zone = Zone()
+    zone.answers["api.example"] = ["203.0.113.10", "203.0.113.9"]
+    resolver = Resolver(loop, 30, lambda name: None, zone.ask)
+    resolver.address("api.example")
+    loop.run_for(0.1)
+    assert resolver.pin("api.example") == ("203.0.113.9", "203.0.113.10")
+    resolver.keep(set())
+    assert resolver.pin("api.example") == ("203.0.113.9", "203.0.113.10")
+    assert zone.asked == ["api.example"]

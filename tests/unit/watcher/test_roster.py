@@ -6,6 +6,7 @@ import base64
 import json
 from typing import Any, TypeVar
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,6 +111,18 @@ def test_a_node_that_is_complete_takes_part() -> None:
     assert member.endpoint == Endpoint("203.0.113.1", 51820, "203.0.113.1")
     assert not world.problems
     assert world.roster.counts == {"nodes": 1, "ready_nodes": 1, "peers": 0, "ready_peers": 0}
+
+
+def test_a_node_that_was_made_anew_says_so() -> None:
+    """Deleted and made again between two looks, it is the same to the last annotation."""
+    world = World()
+    for second in (1, 2):
+        made = node("n1")
+        metadata = msgspec.structs.replace(made.metadata, creation_timestamp=f"2026-01-01T00:00:0{second}Z")
+        world.roster.set_node(msgspec.structs.replace(made, metadata=metadata), 0, WALL)
+        member = world.members["node/n1"]
+        assert isinstance(member, Node)
+        assert member.created == 1767225600 + second
 
 
 def test_what_does_not_count_changes_nothing() -> None:

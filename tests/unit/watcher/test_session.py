@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from urllib3.exceptions import HTTPError
 
 from kilo.errors import PermanentError, TemporaryError
 from kilo.watcher import plugin, session
@@ -21,6 +24,7 @@ from kilo.watcher.session import Sessions
 from tests.apiserver.kubeconfig import write_kubeconfig
 from tests.feeding import eventually
 from tests.unit.watcher.certificates import certify
+from tests.unit.watcher.oddserver import OddServer, whole
 
 ROOT = Path(__file__).parents[3]
 SERVER = "http://192.0.2.1:6443"
@@ -197,6 +201,97 @@ def test_in_a_cluster_the_service_account_is_followed(tmp_path: Path) -> None:
     assert lines[4] == "Bearer second "
 
 
+# Providers.
+
+
+@pytest.mark.parametrize(
+    ("provider", "reason"),
+    [
+        ({"name": "oidc"}, " gives no token"),
+        ({"name": "oidc", "config": {}}, ": Invalid kube-config file. Expected key id-token in"),
+        ({"name": "gcp", "config": {"cmd-path": "x"}}, ": FileNotFoundError"),
+    ],
+)
+def test_a_provider_that_fails_is_named_with_its_user_and_file(
+    watch: Watch, provider: dict[str, Any], reason: str
+) -> None:
+    watched = watch(**{"auth-provider": provider})
+    failure = watched.failure()
+    where = f"{watched.directory}/kubeconfig: user 'u': auth-provider {provider['name']!r}"
+    assert failure.startswith(where + reason)
+    assert "\n" not in failure
+
+
+@pytest.mark.parametrize("kind", [TemporaryError, RuntimeError])
+def test_what_a_provider_quotes_is_not_shown(
+    watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(provider: object) -> str:
+        raise kind("auth-provider 'oidc': cannot refresh: refresh_token=hunter2 was\nrefused " + "x" * 5000)
+
+    monkeypatch.setattr(session, "authorization_of", fail)
+    failure = watch(**{"auth-provider": {"name": "oidc"}}).failure()
+    assert "hunter2" not in failure
+    assert failure.startswith(f"{tmp_path}/kubeconfig: user 'u': auth-provider 'oidc': ")
+    assert len(failure) < 500
+    assert "\n" not in failure
+
+
+# Proxies.
+
+PASSWORD = "pass%3Aw%C3%B6rd"
+BAD_PROXIES = ["192.0.2.9:port", "http://[2001:db8::9", "gopher://192.0.2.9", "http://192.0.2.9:99999"]
+
+
+def through(directory: Path, proxy: str, server: str = SERVER) -> Sessions:
+    path = directory / "kubeconfig"
+    write_kubeconfig(path, server)
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"]["proxy-url"] = proxy
+    path.write_text(json.dumps(config))
+    return Sessions(str(path), "", print)
+
+
+@pytest.mark.parametrize("proxy", BAD_PROXIES)
+def test_a_proxy_that_cannot_be_used_is_named_at_the_start(
+    tmp_path: Path, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(PermanentError, match=re.escape(f"kubeconfig: the proxy {proxy!r} cannot be used: ")):
+        through(tmp_path, proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    write_kubeconfig(tmp_path / "kubeconfig", "https://192.0.2.1:6443")
+    with pytest.raises(PermanentError, match=re.escape(f"environment: the proxy {proxy!r} cannot be used: ")):
+        Sessions(str(tmp_path / "kubeconfig"), "", print)
+    monkeypatch.setenv("no_proxy", "192.0.2.0/24")
+    Sessions(str(tmp_path / "kubeconfig"), "", print).close()
+
+
+def test_a_bad_proxy_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError) as caught:
+        through(tmp_path, f"http://me:{PASSWORD}@192.0.2.9:port")
+    assert "'http://***@192.0.2.9:port'" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("user", [f"me:{PASSWORD}", "me"])
+@pytest.mark.parametrize("server", ["http://192.0.2.1:6443", "https://192.0.2.1:6443"])
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_a_proxy_is_told_the_user_and_password_of_its_url(
+    tmp_path: Path, user: str, server: str, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(OddServer(lambda request: iter([whole(b"{}")]))) as proxy:
+        url = proxy.url.replace("//", f"//{user}@")
+        if by_environment:
+            monkeypatch.setenv(f"{server.partition(':')[0]}_proxy", url)
+        sessions = through(tmp_path, "" if by_environment else url, server)
+        with closing(sessions), suppress(HTTPError):
+            sessions.current().pool.request("GET", f"{server}/x", retries=False, timeout=3)
+        (head,) = proxy.requests
+    assert head.startswith("CONNECT 192.0.2.1:6443" if server.startswith("https") else f"GET {server}/x")
+    plain = "me:pass:w\u00f6rd" if ":" in user else "me:"
+    assert f"proxy-authorization: Basic {base64.b64encode(plain.encode()).decode()}" in head
+
+
 # Plugins.
 
 
@@ -234,7 +329,8 @@ def test_a_plugin_that_hangs_holds_nobody_up_for_long(
     threads = [threading.Thread(target=lambda: reasons.append(watched.failure())) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert watched.failure(0.2) == "they have not come in time", "who is in a hurry does not wait"
+    late = f"credential plugin {watched.directory}/plugin: no answer in time"
+    assert watched.failure(0.2) == late, "who is in a hurry does not wait"
     for thread in threads:
         thread.join(5)
     said = f"credential plugin {watched.directory}/plugin: no answer within 1 s; it was killed"
@@ -250,8 +346,9 @@ def test_whatever_hangs_the_wait_has_an_end(
 ) -> None:
     monkeypatch.setattr(session, "WITHIN", 0.3)
     watched = watch(**script("sleep 1000"))
-    assert watched.failure() == "they have not come within 0.3 s"
-    assert watched.said == ["they have not come within 0.3 s"]
+    said = f"credential plugin {watched.directory}/plugin: no answer within 0.3 s"
+    assert watched.failure() == said
+    assert watched.said == [said]
     watched.sessions.close()
     eventually(lambda: len(watched.said) == 2 and "killed by signal 9" in watched.said[1])
     assert watched.runs == 1
@@ -298,13 +395,14 @@ def test_while_a_token_is_valid_a_plugin_may_fail(
 
 
 def test_a_token_that_the_server_refuses_is_renewed_but_not_again_and_again(
-    watch: Watch, script: Script
+    watch: Watch, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = watch(**script(gives(3600)))
     first = watched.sessions.current()
-    watched.sessions._tried = float("-inf"), watched.sessions._tried[1]
-    watched.sessions.refused(first)
-    second = watched.sessions.current()
+    with monkeypatch.context() as later:
+        later.setattr(session, "AGAIN_AFTER", 0.0)
+        watched.sessions.refused(first)
+        second = watched.sessions.current()
     assert second.authorization == "Bearer token-2"
     watched.sessions.refused(first)
     assert watched.authorization == "Bearer token-2", "that was the one before"
@@ -313,7 +411,9 @@ def test_a_token_that_the_server_refuses_is_renewed_but_not_again_and_again(
     assert watched.runs == 2
 
 
-def test_a_plugin_may_give_a_certificate(tmp_path: Path, watch: Watch, script: Script) -> None:
+def test_a_plugin_may_give_a_certificate(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
     certificate, key = certify(tmp_path, "node")
     status = {"clientCertificateData": certificate.read_text(), "clientKeyData": key.read_text()}
     answer = {"apiVersion": V1, "kind": "ExecCredential", "status": status}
@@ -325,7 +425,7 @@ def test_a_plugin_may_give_a_certificate(tmp_path: Path, watch: Watch, script: S
     assert first.authorization == ""
     status["clientKeyData"] = "nonsense"
     (tmp_path / "answer").write_text(json.dumps(answer))
-    watched.sessions._tried = float("-inf"), watched.sessions._tried[1]
+    monkeypatch.setattr(session, "AGAIN_AFTER", 0.0)
     watched.sessions.refused(first)
     assert watched.sessions.current() is first
     assert watched.said[-1].endswith(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 
@@ -11,7 +12,7 @@ import pytest
 
 from kilo.watcher import stream as module
 from kilo.watcher.client import Api
-from kilo.watcher.stream import NODES, Changed, Failed, Listed
+from kilo.watcher.stream import NODES, Changed, Failed, Listed, Reader
 from tests.feeding import eventually
 from tests.unit.watcher.oddserver import HEAD, Answer, OddServer, chunk, whole
 from tests.unit.watcher.test_stream import Following
@@ -88,8 +89,8 @@ def test_watches_that_end_at_once_with_nothing_are_a_failure_that_is_told_once(
     assert following.known == {"a"}
 
 
-def silent_twice(then: bytes) -> Answer:
-    """A list, two watches that end with nothing, and one that says ``then``, and stands."""
+def silent_twice(then: bytes, stands: float = 5) -> Answer:
+    """A list, two watches that end with nothing, and one that says ``then``, and stands for a while."""
     watches = itertools.count()
 
     def answer(request: str) -> Iterator[bytes]:
@@ -99,7 +100,7 @@ def silent_twice(then: bytes) -> Answer:
             yield HEAD + END
         else:
             yield then
-            threading.Event().wait(5)
+            threading.Event().wait(stands)
 
     return answer
 
@@ -112,6 +113,37 @@ def test_after_watches_that_say_nothing_one_that_stands_counts(
     eventually(lambda: len(following.failures()) == 2)
     eventually(lambda: isinstance(following.events[-1], Changed))
     assert len(following.failures()) == 2
+
+
+def test_a_sign_of_life_is_handed_over_before_what_ends_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whichever thread finds that a watch stands: later it would hide that the API is away."""
+    monkeypatch.setattr(module, "BELIEVED_AFTER", 0.1)
+    monkeypatch.setattr(module, "HEALTHY", 30.0)
+    events: list[str] = []
+    reader_name = f"{NODES.plural} reader"
+
+    def emit(event: object) -> None:
+        if threading.current_thread().name != reader_name:
+            time.sleep(0.8)  # as where it is preempted there
+        events.append(type(event).__name__)
+
+    server = OddServer(silent_twice(HEAD, stands=0.4))
+    with closing(server), closing(Api("", server.url)) as api:
+        reader = Reader(api, NODES, emit)
+        reader.start()
+        eventually(lambda: events.count("Failed") >= 3 and events.count("Changed") >= 2)
+        reader.stop()
+        reader.join(5)
+    assert [e for e in events if e != "Listing"][:6] == [
+        "Listed",
+        "Changed",
+        "Failed",
+        "Failed",
+        "Changed",
+        "Failed",
+    ]
 
 
 def test_after_watches_that_say_nothing_one_that_speaks_counts(follow: Follow) -> None:

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from kilo.errors import ProtocolError
 from kilo.model.node import Endpoint, UDPAddress
-from kilo.watcher.syntax import discovered_endpoints, endpoint, integer, is_dns_name, whole_seconds
+from kilo.watcher.syntax import (
+    discovered_endpoints,
+    endpoint,
+    integer,
+    is_dns_name,
+    unix_time,
+    whole_seconds,
+)
 
 LARGEST, SMALLEST = (1 << 63) - 1, -(1 << 63)
 
@@ -150,3 +157,20 @@ def test_any_json_is_read_or_refused(value: object) -> None:
         return
     for address in found.values():
         assert address is None or isinstance(address.port, int)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-11-22T05:26:32Z", 1795325192),
+        ("2026-11-22T05:26:32", 1795325192),
+        ("2026-11-22T06:26:32+01:00", 1795325192),
+        ("1969-01-01T00:00:00Z", 0),
+        ("0001-01-01T00:00:00+14:00", 0),
+        ("yesterday", 0),
+        ("", 0),
+        (None, 0),
+    ],
+)
+def test_a_timestamp(text: str | None, seconds: int) -> None:
+    assert unix_time(text) == seconds

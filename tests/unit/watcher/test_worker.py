@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -15,10 +16,11 @@ import pytest
 from kilo.bus import ANNOUNCE, CLUSTER, PROBLEMS, Change, Subscription, Topic
 from kilo.config import Config
 from kilo.model.host import WorkerState
-from kilo.model.node import Announcement, Endpoint, Node, Peer, Problem
+from kilo.model.node import Announcement, ClusterItem, Endpoint, Node, Peer, Problem
 from kilo.model.node import ApiServer as ApiEntry
 from kilo.watcher.roster import LOCAL
 from kilo.watcher.worker import WatcherWorker
+from kilo.worker import Context
 from tests.apiserver import CRDS_FILE, Admin, ApiServer, Standin
 from tests.apiserver import store as kinds
 from tests.feeding import Bus, Running, eventually, running
@@ -56,6 +58,7 @@ class Topics:
 
     def __init__(self, bus: Bus, topic: Topic[Any]) -> None:
         self.messages = 0
+        self.first: Change[Any] | None = None
         self._subscription: Subscription[Any]
 
         def subscribe() -> None:
@@ -65,6 +68,7 @@ class Topics:
 
     def _changed(self, change: Change[Any]) -> None:
         self.messages += 1
+        self.first = self.first or change
 
     @property
     def published(self) -> bool:
@@ -128,12 +132,14 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
         bus = Bus(tmp_path / "run")
         stack.callback(bus.close)
 
-        def make(api: ApiServer, **options: Any) -> Watcher:
+        def make(
+            api: ApiServer, factory: Callable[[Context], WatcherWorker] = WatcherWorker, **options: Any
+        ) -> Watcher:
             kubeconfig = api.kubeconfig(tmp_path / "kubeconfig")
             config = Config(
                 **{"run_dir": str(bus.run_dir), "kubeconfig": kubeconfig, "hostname": "own", **options}
             )
-            process = stack.enter_context(running("watcher", WatcherWorker, config))
+            process = stack.enter_context(running("watcher", factory, config))
             stack.callback(process.end, signal.SIGHUP)
             return Watcher(bus, process)
 
@@ -167,6 +173,13 @@ def editor(standin: Standin) -> Iterator[Admin]:
 # With whichever server.
 
 
+def created_now(item: ClusterItem) -> int:
+    """When the object was made, as the server says: just now."""
+    assert isinstance(item, Node | Peer)
+    assert abs(time.time() - item.created) < 60
+    return item.created
+
+
 def test_a_cluster_is_read_translated_and_published(start: Start, admin: Admin) -> None:
     add(admin, "own", 1)
     add(admin, "n2", 2, location="us", leader="", persistent_keepalive="10")
@@ -184,10 +197,12 @@ def test_a_cluster_is_read_translated_and_published(start: Start, admin: Admin) 
         location="us",
         persistent_keepalive=10,
         subnet="10.2.2.0/24",
+        created=created_now(state["node/n2"]),
     )
     assert state[LOCAL] == state["node/own"]
     assert state["node/own"].location == "eu"
-    assert state["peer/p"] == Peer("p", key(9), ("10.5.0.1/32",))
+    peer = Peer("p", key(9), ("10.5.0.1/32",), created=created_now(state["peer/p"]))
+    assert state["peer/p"] == peer
     problems = eventually(lambda: watcher.problems.state)
     assert {p.name for p in problems.values()} == {"bare"}
     assert all(isinstance(p, Problem) and p.reason and p.since for p in problems.values())
@@ -304,6 +319,27 @@ def test_where_the_api_server_is_and_whether_it_answers(
     assert set(watcher.cluster.state) == {LOCAL, "node/own", "node/cp", ApiEntry.KEY}
     standin.accept()
     eventually(lambda: watcher.cluster.state[ApiEntry.KEY].reachable, 40)
+
+
+def with_slow_names(context: Context) -> WatcherWorker:
+    """One whose resolver takes a while. Connections ask for streams, and are as fast as ever."""
+    ask = socket.getaddrinfo
+
+    def slow(*name: Any, **hints: Any) -> Any:
+        time.sleep(0.5 if hints.get("type") == socket.SOCK_DGRAM else 0)
+        return ask(*name, **hints)
+
+    socket.getaddrinfo = slow
+    return WatcherWorker(context)
+
+
+def test_the_first_that_is_said_of_the_cluster_names_the_servers_addresses(
+    faulty: Start, standin: Standin
+) -> None:
+    server = standin.url.replace("127.0.0.1", "localhost")
+    watcher = faulty(factory=with_slow_names, kubeconfig="", master=server)
+    first = eventually(lambda: watcher.cluster.first)
+    assert "127.0.0.1" in first.upserts[ApiEntry.KEY].addresses
 
 
 def test_a_name_that_does_not_resolve_costs_that_endpoint(start: Start, admin: Admin) -> None:
