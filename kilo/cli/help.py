@@ -100,6 +100,16 @@ COMMANDS = {
             3: "no agent runs in --run-dir, or this user may not look",
         },
     ),
+    "doctor": Command(
+        "look for what usually goes wrong",
+        "Looks at this host and its agent, and says of each thing that usually goes wrong whether it is "
+        "well, and if not, how to mend it: WireGuard and IPIP in the kernel, forwarding, rp_filter, the UDP "
+        "port, the MTU of the paths, the CNI directory, --subnet, a Go agent beside this one, the API and "
+        "what the agent may do there, the clock, silent peers. Give it the flags that the agent has, and "
+        "run it where the agent runs. It changes nothing.",
+        "[-o FORMAT] [FLAGS]",
+        {0: "nothing is wrong; there may be warnings", 1: "something is", **_OPERATOR},
+    ),
     "restart": Command(
         "restart one worker, or all",
         "Ends a worker without clean-up, starts it again, and waits until it is ready, for up to 60 s. "

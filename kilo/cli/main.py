@@ -15,7 +15,8 @@ from kilo.log import complain, own_outputs
 from kilo.model.workers import CLEANERS, WORKERS
 
 HELP = ("--help", "-help", "-h")
-STATUS_FLAGS = (Flag("o", choice("text", "json"), "text, json", "What to print (default: text)."),)
+OUTPUT = Flag("o", choice("text", "json"), "text, json", "What to print (default: text).")
+WITH_OUTPUT = ("status", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +43,13 @@ def dispatch(arguments: list[str]) -> int:
         return run("kilo.cli.plan", arguments[1:])
     if arguments[:1] == ["help"] or any(a in HELP for a in arguments):
         return tell(arguments)
-    texts, words = split(arguments, {flag.name: flag for flag in (*FLAGS, *STATUS_FLAGS)})
+    texts, words = split(arguments, {flag.name: flag for flag in (*FLAGS, OUTPUT)})
     command = words.pop(0) if words else ""
     output = texts.pop("o", [])
-    if output and command != "status":
-        raise FlagError("unknown flag -o; kg status and kg plan have it")
+    if output and command not in WITH_OUTPUT:
+        raise FlagError(
+            f"unknown flag -o; {', '.join(f'kg {name}' for name in WITH_OUTPUT)} and kg plan have it"
+        )
     config = load(texts)
     if config.version or command == "version":
         print(__version__)
@@ -59,8 +62,8 @@ def dispatch(arguments: list[str]) -> int:
         return clean_up(config, words)
     if words and command not in ("restart", "loglevel", "tail"):
         raise FlagError(f"{words[0]!r} is not expected here; kg --help says what is")
-    if command == "status":
-        return run("kilo.cli.status", config, value_of(STATUS_FLAGS[0], output or ["text"]))
+    if command in WITH_OUTPUT:
+        return run(f"kilo.cli.{command}", config, value_of(OUTPUT, output or ["text"]))
     if command in WORKERS:
         return run_alone(command, config)
     if command:
@@ -74,7 +77,7 @@ def tell(arguments: list[str]) -> int:
     named = next((a for a in arguments if a in COMMANDS), "")
     if named == "plan":
         return run("kilo.cli.plan", ["--help"])
-    own = STATUS_FLAGS if named == "status" else ()
+    own = (OUTPUT,) if named in WITH_OUTPUT else ()
     print(of_command(named, own) if named else general())
     return 0
 

@@ -146,7 +146,7 @@ class Heard:
             Subscription(self._loop, run_dir, state_of(worker), self._on_state)
         self._loop.run_for(LISTEN_FOR)
         self._loop.close()
-        self._plan, self.problems, self._peers = (s.state for s in followed)
+        self._plan, self.problems, self.peers = (s.state for s in followed)
 
     def _look(self, _: Change[Any]) -> None:
         if all(name in self.states for name in self._awaited) and all(s.complete for s in self._followed):
@@ -187,7 +187,7 @@ class Heard:
 
     def handshakes(self) -> Handshakes:
         now = time.time()
-        times = [peer.last_handshake for peer in self._peers.values()]
+        times = [peer.last_handshake for peer in self.peers.values()]
         recent = sum(1 for t in times if now - t <= HANDSHAKE_LIMIT)
         return Handshakes(len(times), recent, sum(1 for t in times if not t))
 

@@ -13,9 +13,11 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -67,13 +69,14 @@ class Watch:
 class Standin:
     """The server. Methods may be called from any thread.
 
-    ``requests``: the newest requests, whatever came of them, oldest first.
+    ``requests``: the newest requests, whatever came of them, oldest first. ``clock_ahead``: seconds.
     """
 
     def __init__(
         self, address: tuple[str, int] = ("127.0.0.1", 0), crd: bool = True, bookmark_period: float = 60.0
     ) -> None:
         self.store = Store(crd)
+        self.clock_ahead = 0.0
         self.requests: deque[Request] = deque(maxlen=20_000)
         self._faults = Faults()
         self._watches: dict[Connection, Watch] = {}
@@ -203,7 +206,7 @@ class Standin:
         self._server.serve(connection)
 
     def _answer(self, connection: Connection, request: Request) -> None:
-        headers: dict[str, str] = {}
+        headers = {"Date": formatdate(time.time() + self.clock_ahead, usegmt=True)}
         try:
             self._obstruct(request, headers)
             kind, name = self._route(request)

@@ -1,0 +1,46 @@
+"""``kg doctor``: what usually goes wrong on a node, looked at from here, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from kilo.cli.status import Heard
+from kilo.config import Config
+from kilo.doctor import agent, api, host
+from kilo.doctor.finding import Finding
+
+MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "unknown": "?   "}
+
+
+def main(config: Config, output: str) -> int:
+    """Print what was found, as ``text`` or ``json``; 1 if anything failed."""
+    found = []
+    for finding in findings(config):
+        found.append(finding)
+        if output == "text":
+            print(text_of(finding), flush=True)
+    if output == "json":
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    return int(any(finding.verdict == "fail" for finding in found))
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """The host first, then the API, then the agent and its peers."""
+    for check in host.CHECKS:
+        try:
+            yield check(config)
+        except OSError as e:
+            yield Finding(check.__name__.replace("_", " "), "unknown", f"cannot be looked at: {e}")
+    yield from api.checks(config)
+    heard = Heard(config.run_dir, config.cni)
+    yield from agent.running(bool(heard.states), heard.reasons())
+    if heard.states:
+        yield from agent.of_peers(config, heard.peers)
+
+
+def text_of(finding: Finding) -> str:
+    """For a person: a line, and one more that says what to do."""
+    line = f"{MARKS[finding.verdict]}  {finding.check}: {finding.found}"
+    return f"{line}\n      {finding.mend}" if finding.mend else line

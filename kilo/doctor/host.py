@@ -1,0 +1,183 @@
+"""Checks of the host: its kernel, its settings, its ports and its files. They only read."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from kilo.config import Config
+from kilo.doctor.finding import Finding
+
+PROC = Path("/proc")
+MODULES = Path("/lib/modules")
+
+
+def wireguard(config: Config) -> Finding:
+    """Whether the host can have a WireGuard interface."""
+    name = "wireguard"
+    if Path("/sys/class/net", config.interface).exists():
+        return Finding(name, "ok", f"{config.interface} is there")
+    if Path("/sys/module/wireguard").exists() or _has_module("wireguard"):
+        return Finding(name, "ok", "the kernel has WireGuard")
+    if not config.create_interface:
+        mend = f"whoever is to make {config.interface} has to, or give --create-interface=true"
+        return Finding(name, "fail", f"there is no {config.interface}, and --create-interface is false", mend)
+    if program := shutil.which("wireguard-go"):
+        return Finding(name, "ok", f"the kernel has no WireGuard, but there is {program}")
+    return Finding(
+        name,
+        "fail",
+        f"neither does Linux {os.uname().release} have WireGuard, nor is wireguard-go on PATH",
+        "use a kernel with CONFIG_WIREGUARD (5.6 or newer), install its module, or install wireguard-go",
+    )
+
+
+def _has_module(module: str) -> bool:
+    directory = MODULES / os.uname().release
+    for listing in ("modules.builtin", "modules.dep"):
+        try:
+            text = (directory / listing).read_text()
+        except OSError:
+            continue
+        if f"/{module}.ko" in text:
+            return True
+    return False
+
+
+def encapsulation(config: Config) -> Finding:
+    """Whether the kernel has IPIP, where --encapsulate needs it."""
+    name = "encapsulation"
+    if config.encapsulate == "never" or config.compatibility:
+        return Finding(name, "ok", f"--encapsulate={config.encapsulate} needs nothing of the kernel here")
+    if Path("/sys/module/ipip").exists() or Path("/sys/class/net/tunl0").exists() or _has_module("ipip"):
+        return Finding(name, "ok", "the kernel has IPIP")
+    mend = "install the module ipip, or give --encapsulate=never if all nodes of a location share a network"
+    return Finding(name, "fail", f"--encapsulate={config.encapsulate}, but the kernel has no IPIP", mend)
+
+
+def forwarding(config: Config) -> Finding:
+    """Whether the host forwards packets of its pods."""
+    setting = "net.ipv4.ip_forward"
+    value = _sysctl(setting)
+    if value == "1":
+        return Finding("forwarding", "ok", f"{setting} is 1")
+    mend = f"sysctl -w {setting}=1, and in /etc/sysctl.d, so that it stays"
+    return Finding("forwarding", "fail", f"{setting} is {value or 'not there'}: pods reach nobody", mend)
+
+
+def reverse_path(config: Config) -> Finding:
+    """Whether the kernel drops packets that come over another interface than answers would go over."""
+    strict = []
+    for interface in (config.interface, "tunl0"):
+        found = [_sysctl(f"net.ipv4.conf.{name}.rp_filter") for name in ("all", interface)]
+        if "" not in found and max(found) == "1":
+            strict.append(interface)
+    if not strict:
+        return Finding("reverse path", "ok", "rp_filter is not strict on the mesh's interfaces")
+    settings = " ".join(f"net.ipv4.conf.{name}.rp_filter=2" for name in strict)
+    found_text = (
+        f"rp_filter is strict on {' and '.join(strict)}: what comes another way than it would go is lost"
+    )
+    return Finding("reverse path", "warn", found_text, f"sysctl -w {settings}, and in /etc/sysctl.d")
+
+
+def port(config: Config) -> Finding:
+    """Whether another program has WireGuard's UDP port. Those of the kernel belong to no program."""
+    name = "port"
+    holders = sorted({holder for holder in _holders(config.port) if "wireguard" not in holder})
+    if not holders:
+        return Finding(name, "ok", f"no other program has UDP port {config.port}")
+    mend = "end that program, or give both --port (and open that in firewalls)"
+    return Finding(name, "fail", f"UDP port {config.port} is taken by {', '.join(holders)}", mend)
+
+
+def _holders(number: int) -> Iterator[str]:
+    """Which programs have a UDP port."""
+    inodes = set()
+    for table in ("udp", "udp6"):
+        for line in _lines(PROC / "net" / table)[1:]:
+            words = line.split()
+            if int(words[1].rpartition(":")[2], 16) == number and words[9] != "0":
+                inodes.add(words[9])
+    targets = {f"socket:[{inode}]" for inode in inodes}
+    for process in PROC.glob("[0-9]*") if targets else ():
+        try:
+            if any(os.readlink(fd) in targets for fd in (process / "fd").iterdir()):
+                yield f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+        except OSError:
+            continue
+
+
+def cni(config: Config) -> Finding:
+    """Whether the kubelet and its runtime will use the file that is kept."""
+    name = "cni"
+    if not config.cni:
+        return Finding(name, "ok", "--cni=false: somebody else configures pods")
+    path = Path(config.cni_path)
+    if not path.parent.is_dir():
+        mend = "install Kubernetes' CNI packages, or give the directory that the runtime reads by --cni-path"
+        return Finding(name, "fail", f"there is no directory {path.parent}", mend)
+    others = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".conf", ".conflist", ".json"))
+    before = [other for other in others if other < path.name]
+    if before:
+        mend = "remove it if its network is gone, or choose a --cni-path that sorts first"
+        return Finding(name, "warn", f"the runtime takes the first file: {before[0]}, not {path.name}", mend)
+    if path.name not in others:
+        mend = "it is written as soon as the node has a pod CIDR and the agent runs"
+        return Finding(name, "warn", f"there is no {path} yet", mend)
+    return Finding(name, "ok", f"{path} is the first")
+
+
+def clashes(config: Config) -> Finding:
+    """Whether --subnet is in use by another interface."""
+    name = "subnet"
+    subnet = ipaddress.ip_network(config.subnet)
+    found = []
+    for line in _lines(PROC / "net" / "route")[1:]:
+        words = line.split()
+        network = ipaddress.ip_network(f"{_address(words[1])}/{_address(words[7])}")
+        if words[0] != config.interface and network.prefixlen and network.overlaps(subnet):
+            found.append(f"{network} on {words[0]}")
+    if not found:
+        return Finding(name, "ok", f"no other interface has a route into {subnet}")
+    mend = "give all nodes another --subnet"
+    return Finding(name, "warn", f"{subnet} is also reached by {', '.join(found[:3])}", mend)
+
+
+def _address(text: str) -> ipaddress.IPv4Address:
+    """As /proc/net/route has it: in hexadecimal, the last byte first."""
+    return ipaddress.IPv4Address(bytes.fromhex(text)[::-1])
+
+
+def other_agents(config: Config) -> Finding:
+    """Whether a Go agent runs beside this one: a program kg that is no Python."""
+    name = "go agent"
+    found = []
+    for process in PROC.glob("[0-9]*"):
+        try:
+            program = os.readlink(process / "exe")
+        except OSError:
+            continue
+        if Path(program.removesuffix(" (deleted)")).name == "kg":
+            found.append(process.name)
+    if not found:
+        return Finding(name, "ok", "no Go agent runs here")
+    mend = "end it, with --clean-up=false or by SIGKILL, so that its data plane stays and is taken over"
+    return Finding(name, "fail", f"a Go agent runs here too: pid {', '.join(found)}", mend)
+
+
+def _sysctl(name: str) -> str:
+    return "".join(_lines(PROC / "sys" / name.replace(".", "/")))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+CHECKS = (wireguard, encapsulation, forwarding, reverse_path, port, cni, clashes, other_agents)

@@ -1,0 +1,193 @@
+"""``kg doctor`` in a network of its own, with one thing wrong at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kilo.doctor.agent import handshakes
+from kilo.model.host import WireGuardPeerState
+from tests.apiserver.admin import Admin
+from tests.apiserver.standin import Standin
+from tests.feeding import eventually
+
+Found = dict[str, tuple[str, str, str]]
+
+
+def doctor(tmp_path: Path, *flags: str, before: str = "true", network: str = "new") -> Found:
+    """What it finds after commands of a shell: verdict, text and what to do, by check."""
+    command = [sys.executable, "-m", "kilo", "doctor", "-o", "json", f"--run-dir={tmp_path}/run"]
+    command += [
+        "--hostname=own",
+        f"--cni-path={tmp_path}/cni/10-kilo.conflist",
+        "--encapsulate=never",
+        *flags,
+    ]
+    prefix = ["unshare", "-n"] if network == "new" else []
+    done = subprocess.run(
+        [*prefix, "sh", "-c", f'{before} && "$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert done.stderr == ""
+    found = {f["check"]: (f["verdict"], f["found"], f["mend"]) for f in json.loads(done.stdout)}
+    failed = any(verdict == "fail" for verdict, _, _ in found.values())
+    assert done.returncode == int(failed)
+    assert all(bool(mend) == (verdict in ("warn", "fail")) for verdict, _, mend in found.values())
+    return found
+
+
+@pytest.fixture
+def cni(tmp_path: Path) -> Path:
+    directory = tmp_path / "cni"
+    directory.mkdir()
+    (directory / "10-kilo.conflist").write_text("{}")
+    return directory
+
+
+WELL = "sysctl -qw net.ipv4.ip_forward=1"
+
+
+def test_a_host_that_has_all(tmp_path: Path, cni: Path) -> None:
+    found = doctor(tmp_path, before=WELL)
+    for check in (
+        "wireguard",
+        "encapsulation",
+        "forwarding",
+        "reverse path",
+        "port",
+        "cni",
+        "subnet",
+        "go agent",
+    ):
+        assert found[check][0] == "ok", found[check]
+    assert found["agent"][0] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict", "before", "flags", "found", "mend"),
+    [
+        ("forwarding", "fail", "sysctl -qw net.ipv4.ip_forward=0", [], "ip_forward is 0", "sysctl -w"),
+        (
+            "reverse path",
+            "warn",
+            "ip link add kgt0 type bridge && sysctl -qw net.ipv4.conf.all.rp_filter=1",
+            ["--interface=kgt0"],
+            "strict on kgt0",
+            "net.ipv4.conf.kgt0.rp_filter=2",
+        ),
+        (
+            "subnet",
+            "warn",
+            "ip link add kgt1 type bridge && ip link set kgt1 up && ip addr add 10.4.7.1/24 dev kgt1",
+            [],
+            "10.4.7.0/24 on kgt1",
+            "--subnet",
+        ),
+        (
+            "wireguard",
+            "fail",
+            "true",
+            ["--create-interface=false"],
+            "there is no kilo0",
+            "--create-interface",
+        ),
+        ("wireguard", "fail", "PATH=/nowhere", [], "nor is wireguard-go", "install wireguard-go"),
+        ("encapsulation", "fail", "true", ["--encapsulate=always"], "no IPIP", "--encapsulate=never"),
+    ],
+)
+def test_one_thing_that_is_wrong(
+    tmp_path: Path, cni: Path, check: str, verdict: str, before: str, flags: list[str], found: str, mend: str
+) -> None:
+    said = doctor(tmp_path, *flags, before=before)[check]
+    assert said[0] == verdict, said
+    assert found in said[1] and mend in said[2]
+
+
+def test_who_has_the_port(tmp_path: Path) -> None:
+    listen = "import socket, time; s = socket.socket(2, 2); s.bind(('127.0.0.1', 51820)); time.sleep(30)"
+    found = doctor(
+        tmp_path,
+        before=f'ip link set lo up; "{sys.executable}" -c "{listen}" & trap "kill $!" EXIT; sleep 0.7',
+    )
+    verdict, said, _ = found["port"]
+    assert verdict == "fail"
+    assert "UDP port 51820 is taken by python" in said and "(pid " in said
+
+
+def test_what_the_runtime_takes_first(tmp_path: Path, cni: Path) -> None:
+    (cni / "05-other.conflist").write_text("{}")
+    assert "05-other.conflist" in doctor(tmp_path)["cni"][1]
+    (cni / "05-other.conflist").unlink()
+    (cni / "10-kilo.conflist").unlink()
+    assert doctor(tmp_path)["cni"][0] == "warn"
+    cni.rmdir()
+    assert doctor(tmp_path)["cni"][0] == "fail"
+    assert doctor(tmp_path, "--cni=false")["cni"][0] == "ok"
+
+
+def test_a_go_agent_beside_it(tmp_path: Path) -> None:
+    program = tmp_path / "kg"
+    program.write_bytes(Path("/usr/bin/sleep").read_bytes())
+    program.chmod(0o755)
+    with subprocess.Popen([program, "30"]) as other:
+        eventually(lambda: os.readlink(f"/proc/{other.pid}/exe") == str(program))
+        verdict, said, _ = doctor(tmp_path)["go agent"]
+        other.kill()
+    assert verdict == "fail" and str(other.pid) in said
+
+
+@pytest.fixture
+def api() -> Iterator[Standin]:
+    with Standin() as api:
+        yield api
+
+
+@pytest.fixture
+def admin(api: Standin) -> Iterator[Admin]:
+    admin = api.admin()
+    yield admin
+    admin.close()
+
+
+def test_the_api_and_what_may_be_done_there(tmp_path: Path, api: Standin, admin: Admin) -> None:
+    flags = (f"--master={api.url}",)
+    found = doctor(tmp_path, *flags, network="own")
+    assert found["api"][0] == "ok"
+    assert found["node"][:2] == ("fail", "the cluster has no node own")
+    assert found["peers"][0] == "ok"
+    admin.create_node("own", {"kilo.squat.ai/location": "eu"}, "10.42.0.0/24")
+    before = admin.request("GET", "/api/v1/nodes/own")
+    found = doctor(tmp_path, *flags, network="own")
+    assert found["node"][0] == found["clock"][0] == "ok"
+    assert admin.request("GET", "/api/v1/nodes/own") == before
+    api.clock_ahead = 300
+    verdict, said, _ = doctor(tmp_path, *flags, network="own")["clock"]
+    assert verdict == "fail" and said.endswith("s behind the API server's")
+
+
+def test_an_api_that_is_not_there_and_configuration_that_is_not(tmp_path: Path) -> None:
+    verdict, said, mend = doctor(tmp_path, "--master=http://127.0.0.1:9", before="ip link set lo up")["api"]
+    assert verdict == "fail" and "Connection refused" in said and "http://127.0.0.1:9" in mend
+    assert "/nowhere" in doctor(tmp_path, "--kubeconfig=/nowhere")["api"][1]
+
+
+def test_peers_that_do_not_answer() -> None:
+    def peer(last: int, sent: int) -> WireGuardPeerState:
+        return WireGuardPeerState("K" * 43 + "=", "203.0.113.7", 51820, last, 0, sent)
+
+    now = time.time()
+    assert handshakes({"a": peer(int(now) - 60, 9), "b": peer(0, 0)}, now).verdict == "ok"
+    silent = handshakes({"a": peer(int(now) - 200, 9), "b": peer(0, 9)}, now)
+    assert silent.verdict == "warn"
+    assert "1 peers never answered, 1 not for 3 minutes" in silent.found
+    assert "203.0.113.7:51820" in silent.found
