@@ -5,7 +5,7 @@ be treated otherwise by now. Deleted are, and nothing else:
 
 * what has an address that the WireGuard interface or the tunnel had, and the host has no more;
 * what the source of would be translated otherwise by the firewall's rules as they are now, where
-  that harms nobody: no connection of TCP that was answered, which would end;
+  that harms nobody: no connection that was answered, of TCP or its like, which would end;
 * TCP that passes between others, where the way to one of them moved into WireGuard or out of it,
   that is to say when the leader changes: the packets that went another way are missing in the
   entry's count of sequence numbers, and the next are "invalid" to it and dropped by many.
@@ -35,9 +35,9 @@ from kilo.netctl.host import Host, Roles
 from kilo.netctl.netlink.attributes import ip_text, pack_ip
 from kilo.netctl.netlink.flows import (
     ANSWERED,
+    CONNECTIONS,
     DESTINATION_TRANSLATED,
     GET,
-    NETLINK_NETFILTER,
     SOURCE_TRANSLATED,
     TCP,
     UDP,
@@ -52,7 +52,7 @@ from kilo.netctl.netlink.flows import (
 )
 from kilo.netctl.netlink.listing import Listing
 from kilo.netctl.netlink.messages import RTM_GETROUTE, pack_lookup, parse_route
-from kilo.netctl.netlink.socket import KernelError, Netlink
+from kilo.netctl.netlink.socket import NETLINK_NETFILTER, KernelError, Netlink
 
 COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
 """How many entries this network namespace has."""
@@ -185,7 +185,7 @@ class StaleFlows:
 
         def is_wrong(flow: Flow) -> bool:
             source, destination = flow.source, flow.answer_source
-            if flow.answered and (flow.protocol == TCP or flow.destination_translated):
+            if flow.answered and (flow.protocol in CONNECTIONS or flow.destination_translated):
                 return False
             was_ours = sources.hold(source) or towards.hold(destination)
             if not (moves.whole or was_ours or known.hold(destination)):

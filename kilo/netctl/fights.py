@@ -1,7 +1,8 @@
 """Somebody else who undoes what we do: noticed, and no longer raced. Pure: times are arguments.
 
 An object that was repaired MANY times within WINDOW seconds is fought over. From then on it is
-repaired 1, 2, 4 … 60 seconds after the repair before, until it has been left alone for a while.
+repaired 1, 2, 4 … 60 seconds after the repair before, until it has been left alone for a while, or
+nobody asks for its repair any more: it is no longer wanted, say, or its device is gone.
 Reconcilers ask and tell; kilo.netctl.passes says it to people.
 """
 
@@ -14,7 +15,7 @@ MANY = 10
 WINDOW = 60.0
 FIRST, LIMIT = 1.0, 60.0
 CALM = 30.0
-"""Seconds without anything to repair after which a fight is over."""
+"""Seconds without anything to repair, and without a repair, after which a fight is over."""
 _REMEMBERED = 10_000
 """Objects of which repairs are remembered, before those that were long ago are forgotten."""
 
@@ -23,12 +24,12 @@ _REMEMBERED = 10_000
 class _Object:
     """Times of repairs; while it is fought over, ``wait`` is the time between two, in seconds.
 
-    ``undone``: it has been found not as it should be since the last repair.
+    ``asked``: when a repair was asked for last, for as long as it has not been made.
     """
 
     repairs: deque[float] = field(default_factory=lambda: deque(maxlen=MANY))
     wait: float = 0.0
-    undone: bool = False
+    asked: float = float("-inf")
 
 
 class Fights:
@@ -43,7 +44,7 @@ class Fights:
         found = self._objects.get(key)
         if found is None or not found.wait:
             return True
-        found.undone = True
+        found.asked = now
         return now >= found.repairs[-1] + found.wait
 
     def repaired(self, key: str, now: float) -> None:
@@ -52,24 +53,31 @@ class Fights:
             self._forget(now)
         found = self._objects.setdefault(key, _Object())
         found.repairs.append(now)
-        found.undone = False
+        found.asked = float("-inf")
         if found.wait:
             found.wait = min(found.wait * 2, LIMIT)
         elif len(found.repairs) == MANY and now - found.repairs[0] <= WINDOW:
             found.wait = FIRST
 
     def going_on(self, now: float) -> set[str]:
-        """What is fought over. What has been left alone for ``calm`` seconds no longer is."""
+        """What is fought over. What has been left alone for ``calm`` seconds no longer is, nor that of
+        which the repair was asked for, and is no more for so long and LIMIT: what it depends on, as a
+        route does on its link, may be fought over itself and be away for as long as that.
+        """
         fought = {key: found for key, found in self._objects.items() if found.wait}
         for key, found in fought.items():
-            if not found.undone and now - found.repairs[-1] >= self.calm:
+            patience = self.calm if found.asked < found.repairs[-1] else self.calm + LIMIT
+            if now - max(found.repairs[-1], found.asked) >= patience:
                 del self._objects[key]
         return fought.keys() & self._objects.keys()
 
-    def lost(self, key: str) -> bool:
-        """Whether ``key`` is not as it should be, because a repair of it would only be undone."""
+    def lost(self, key: str, since: float) -> bool:
+        """Whether ``key`` is not as it should be, because a repair of it would only be undone.
+
+        ``since``: when those who would repair it began to look; who has not asked has no need to.
+        """
         found = self._objects.get(key)
-        return found is not None and bool(found.wait) and found.undone
+        return found is not None and bool(found.wait) and found.asked >= since
 
     def _forget(self, now: float) -> None:
         old = [

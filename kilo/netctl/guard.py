@@ -57,7 +57,6 @@ class Guard:
         self._seen: dict[str, str] = {}
         self._owners: dict[str, set[str]] = {}
         self._cover = Cover()
-        self._api: tuple[str, ...] = ()
         self._trials: dict[str, _Trial] = {}
         self._verdicts: dict[str, Verdict] = {}
 
@@ -81,7 +80,6 @@ class Guard:
                 touched |= self._cover.drop_network(key)
             elif isinstance(item, ApiServer):
                 touched |= self._need(API, item.addresses)
-                self._api = item.addresses
                 self.detour.heard(item.reachable, now)
         return self._judge(touched, now)
 
@@ -133,7 +131,6 @@ class Guard:
             touched |= self._need_endpoints(key)
         if key == ApiServer.KEY:
             touched |= self._need(API, ())
-            self._api = ()
         return touched
 
     def _set_peer(self, key: str, peer: PlannedPeer) -> set[str]:
@@ -144,7 +141,6 @@ class Guard:
             touched |= self._own(key, old.allowed_ips if old else (), peer.allowed_ips)
         if old is None or old.endpoint_ip != peer.endpoint_ip:
             touched |= self._need_endpoints(key)
-            touched |= {n for n in map(canonical_network, peer.allowed_ips) if n in self._verdicts}
         return touched
 
     def _own(self, key: str, old: Iterable[str], new: Iterable[str]) -> set[str]:

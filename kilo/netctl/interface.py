@@ -15,6 +15,7 @@ from kilo.config import Config
 from kilo.errors import TemporaryError
 from kilo.model.plan import Interface, PlanItem
 from kilo.netctl import ports, userspace
+from kilo.netctl.failures import INTERFACE, LINK, SETTINGS
 from kilo.netctl.fights import Fights
 from kilo.netctl.host import Host, Roles
 from kilo.netctl.key import PrivateKey
@@ -27,9 +28,8 @@ from kilo.netctl.wireguard.device import Device, DeviceRefused, DeviceState
 from kilo.netctl.wireguard.kernel import Kernel
 from kilo.netctl.wireguard.uapi import Userspace
 
-KEY = "interface"
-SETTINGS, LINK, DOWN = "interface/settings", "interface/link", "interface/down"
-"""Outcomes: the interface itself; key and port; MTU and up; down."""
+DOWN = "interface/down"
+"""The outcome of setting it down; the others are in kilo.netctl.failures."""
 _VANISH = 2.0
 _SPARE, _FRENZY = 2, 60.0
 """So often in so many seconds is an interface that vanished made again without a pause."""
@@ -80,10 +80,10 @@ class WireGuardInterface:
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self._planned = True
-        item = upserts.get(KEY)
+        item = upserts.get(INTERFACE)
         if isinstance(item, Interface):
             self._item = item
-        elif KEY in removals:
+        elif INTERFACE in removals:
             self._item = None
         else:
             return
@@ -126,8 +126,8 @@ class WireGuardInterface:
             if self._failing and isinstance(e, NotYet):
                 return []
             self._failing = True
-            return [Outcome(KEY, f"{self._interface}: {e}", waits=isinstance(e, Waits))]
-        outcomes = [Outcome(KEY, repair=made and repair)] if made or self._failing else []
+            return [Outcome(INTERFACE, f"{self._interface}: {e}", waits=isinstance(e, Waits))]
+        outcomes = [Outcome(INTERFACE, repair=made and repair)] if made or self._failing else []
         self._failing = False
         if made:
             self._steps.again(SETTINGS, LINK, DOWN)
@@ -146,6 +146,8 @@ class WireGuardInterface:
             outcomes += self._steps.take(LINK, self._link_change(), now, fights)
             if self._link_change() is None:
                 self._settled = self._item
+        elif fights and self._link_change() is not None:
+            fights.may_repair(LINK, now)  # it waits for the settings; a fight over it is not over
         return outcomes
 
     def prune(self) -> list[Outcome]:
@@ -172,7 +174,7 @@ class WireGuardInterface:
             try:
                 self._delete(link.number, patience=_VANISH if self.device.kind == "userspace" else 0)
             except TemporaryError as e:
-                outcomes.append(Outcome(KEY, f"{self._interface}: {e}"))
+                outcomes.append(Outcome(INTERFACE, f"{self._interface}: {e}"))
         return outcomes
 
     def _delete(self, number: int, patience: float) -> None:
@@ -220,9 +222,9 @@ class WireGuardInterface:
         if self._launcher.starting:
             raise Starting
         now = self._clock()
-        if not self._backoff.due(KEY, now):
+        if not self._backoff.due(INTERFACE, now):
             raise NotYet("the interface is not there, or vanished again; it will be made again soon")
-        self._backoff.failed(KEY, now)
+        self._backoff.failed(INTERFACE, now)
         try:
             self._change(pack_link(name=self._interface, kind="wireguard"), NLM_F_CREATE | NLM_F_EXCL)
         except KernelError as e:
@@ -240,12 +242,12 @@ class WireGuardInterface:
         now = self._clock()
         self._vanished = [t for t in self._vanished if now - t < _FRENZY] + [now]
         if len(self._vanished) <= _SPARE:
-            self._backoff.worked(KEY)
+            self._backoff.worked(INTERFACE)
 
     def lasted(self) -> None:
         """The interface has been well for a while: if it vanishes now, it is made again at once."""
         if self.device is not None:
-            self._backoff.worked(KEY)
+            self._backoff.worked(INTERFACE)
 
     def _find(self, link: LinkInfo) -> Device:
         """The device behind an interface that exists, if it is WireGuard's. Raises TemporaryError."""

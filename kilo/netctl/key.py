@@ -1,7 +1,8 @@
 """The node's private key: the one secret of the host, which never leaves this process but for the device.
 
-``STATE_DIR/key`` holds it as base64, mode 0600, the Go agent's place and form. It is made if there
-is none; one that cannot be used is an error for a person, and is never replaced.
+``STATE_DIR/key`` holds it as base64, mode 0600, the Go agent's place and form. If there is no such
+file, the interface's key is written there, so that the node stays who it is; if there is no interface
+either, a new one is made. One that cannot be used is an error for a person, and is never replaced.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import base64
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from kilo.errors import PermanentError, ProtocolError
+from kilo.log import Logger
 from kilo.model.keys import canonical_key
 from kilo.netctl.x25519 import public_key
 
@@ -54,8 +57,12 @@ def clamp(raw: bytes) -> bytes:
     return bytes([raw[0] & 248]) + raw[1:31] + bytes([raw[31] & 127 | 64])
 
 
-def load_or_create(state_dir: str) -> PrivateKey:
-    """The key of this host. Raises PermanentError, naming the file, if it cannot be had."""
+def load_or_create(state_dir: str, held: Callable[[], PrivateKey | None], log: Logger) -> PrivateKey:
+    """The key of this host. Raises PermanentError, naming the file, if it cannot be had.
+
+    ``held`` is asked, where there is no file, for the key that the WireGuard interface has; it raises
+    TemporaryError if that cannot be said.
+    """
     path = Path(state_dir) / "key"
     try:
         with path.open("rb") as f:
@@ -64,11 +71,16 @@ def load_or_create(state_dir: str) -> PrivateKey:
         pass
     except OSError as e:
         raise PermanentError(f"cannot read the private key {path}: {e.strerror}") from e
-    key = PrivateKey(clamp(secrets.token_bytes(32)))
+    found = held()
+    key = found or PrivateKey(clamp(secrets.token_bytes(32)))
     try:
         _write(path, base64.b64encode(key.reveal()))
     except OSError as e:
         raise PermanentError(f"cannot write the private key {path}: {e.strerror}") from e
+    if found is not None:
+        log.warn(
+            "the file of the private key was gone; written again with the interface's key", file=str(path)
+        )
     return key
 
 

@@ -104,9 +104,15 @@ class Objects(Generic[V]):
                 self._resolve(key, item)
 
     def resolve(self) -> None:
-        """Circumstances changed, such as which device has which role: see again what the plan means."""
+        """See again what the plan means.
+
+        What means something else now is due at once; the rest waits for as long as it had to.
+        """
         for key, item in self._items.items():
             self._resolve(key, item)
+
+    def retry(self) -> None:
+        """What failed may work now, since a device came or went: everything is due at once."""
         self._backoff.reset()
 
     def _resolve(self, item_key: str, item: PlanItem) -> None:
@@ -126,7 +132,8 @@ class Objects(Generic[V]):
             self.delta.forget(old)
         if wanted is not None and key is not None:
             self._objects[item_key] = key
-            self.delta.want(key, wanted)
+            if self.delta.want(key, wanted):
+                self._backoff.again(key)
 
     def load(self) -> None:
         self.delta.loaded(self._read())
@@ -164,9 +171,8 @@ class Objects(Generic[V]):
 
     def _due(self, key: str, now: float) -> bool:
         """Whether ``key``, which is not as it should be, may be changed now."""
-        return self._backoff.due(key, now) and (
-            key not in self.delta.drifted or self.fights.may_repair(key, now)
-        )
+        fought = key in self.delta.drifted and not self.fights.may_repair(key, now)
+        return not fought and self._backoff.due(key, now)
 
     def _run(self, work: list[tuple[str, list[Request], V | None]], now: float) -> list[Outcome]:
         """Send the messages of each object; on success it is as wanted, or gone (None)."""

@@ -17,6 +17,7 @@ from kilo.bus import Loop
 from kilo.errors import TemporaryError
 from kilo.log import Logger
 from kilo.model.plan import PlanItem
+from kilo.netctl.failures import HOST, all_of
 from kilo.netctl.fights import Fights
 from kilo.netctl.reconcile import Outcome, Reconciler
 from kilo.worker import Reporter
@@ -31,7 +32,8 @@ class Passes:
     """Runs passes over ``reconcilers``, in this order, when ``request`` asks for one.
 
     ``before`` runs at the start of a pass, ``prepare`` before each step, ``after`` at its end with
-    whether all is as planned. Until the first ``plan`` only ``early`` is applied.
+    whether all is as planned. ``take`` gets the plan's changes before any reconciler does, at the start
+    of the pass that is made with them. Until the first ``plan`` only ``early`` is applied.
     ``fights``: those that the reconcilers ask and tell.
     """
 
@@ -42,13 +44,16 @@ class Passes:
         log: Logger,
         reconcilers: Sequence[Reconciler],
         early: Reconciler,
-        fights: Fights | None = None,
+        fights: Fights,
     ) -> None:
         self.planned = False
+        self.whole = False
+        """The pass that runs, or ran last, was made with a plan, and over a host that could be read."""
         self.repairs = 0
         self.fought: set[str] = set()
         """Objects that somebody else keeps changing."""
         self.before: Callable[[], None] = lambda: None
+        self.take: Callable[[Mapping[str, PlanItem], Collection[str]], None] = lambda upserts, removals: None
         self.prepare: Callable[[Reconciler], None] = lambda reconciler: None
         self.after: Callable[[bool], None] = lambda settled: None
         self._loop = loop
@@ -58,6 +63,7 @@ class Passes:
         self._early = early
         self._steps: deque[Step] = deque()
         self._running = False
+        self._begun = 0.0
         self._wanted = False
         self._retrying = False
         self._unread: list[Reconciler] = list(reconcilers)
@@ -65,7 +71,7 @@ class Passes:
         self._removals: set[str] = set()
         self._taken = False
         self._failed = False
-        self._fights = fights or Fights()
+        self._fights = fights
         self._told: set[str] = set()
         self._open: dict[str, bool] = {}
         """Objects whose last outcome was an error, whether or not this pass tried them again; and
@@ -93,6 +99,10 @@ class Passes:
             if reconciler not in self._unread:
                 self._unread.append(reconciler)
 
+    def is_unread(self, reconciler: Reconciler) -> bool:
+        """Whether ``reconciler`` does not know what the kernel has."""
+        return reconciler in self._unread
+
     def request(self) -> None:
         """A pass shall start soon, or again if one is running."""
         if self._running:
@@ -102,7 +112,8 @@ class Passes:
             self._loop.call_soon(self._begin)
 
     def _begin(self) -> None:
-        self._wanted = self._failed = False
+        self._wanted = self._failed = self.whole = False
+        self._begun = time.monotonic()
         self._changed = []
         if not self.planned:
             self._steps = deque([(self._early, self._early.apply)])
@@ -113,13 +124,14 @@ class Passes:
             self.before()
             self._take_plan()
         except TemporaryError as e:
-            self._fail("host", e)
+            self._fail(HOST, e)
             self._steps.clear()
         except Exception as e:  # noqa: BLE001 - a pass that does not end would be the last one
-            self._unexpected("host", e)
+            self._unexpected(HOST, e)
             self._steps.clear()
         else:
-            self._report.mend("host")
+            self.whole = self.planned
+            self._report.mend(HOST)
         self._loop.call_soon(self._next)
 
     def _take_plan(self) -> None:
@@ -130,6 +142,7 @@ class Passes:
         if self._taken and not upserts and not removals:
             return
         try:
+            self.take(upserts, removals)
             for reconciler in self._all:
                 reconciler.update(upserts, removals)
         except Exception:  # whoever has not heard of it yet is told in the next pass, the others again
@@ -149,15 +162,15 @@ class Passes:
                 self._unread.remove(reconciler)
             self._take(work())
         except TemporaryError as e:
-            self._fail(f"all {reconciler.name}", e)
+            self._fail(all_of(reconciler.name), e)
             self.reread([reconciler])
             self._keep_what_is_needed(reconciler)
         except Exception as e:  # noqa: BLE001 - as above
-            self._unexpected(f"all {reconciler.name}", e)
+            self._unexpected(all_of(reconciler.name), e)
             self.reread([reconciler])
             self._keep_what_is_needed(reconciler)
         else:
-            self._report.mend(f"all {reconciler.name}")
+            self._report.mend(all_of(reconciler.name))
             if not reconciler.more:
                 self._steps.popleft()
         self._loop.call_soon(self._next)
@@ -193,9 +206,11 @@ class Passes:
         self._running = False
         self._tell_fights()
         self._tell_changes()
-        failed = self._failed or not all(self._open.values()) or any(map(self._fights.lost, self.fought))
-        self._settled = self._settled or (self.planned and not failed)
-        self.after(not failed)
+        lost = any(self._fights.lost(key, self._begun) for key in self.fought)
+        failed = self._failed or lost or not all(self._open.values())
+        settled = self.whole and not failed
+        self._settled = self._settled or settled
+        self.after(settled)
         if self._wanted:
             self.request()
         elif (self._failed or self._open or self.fought) and not self._retrying:

@@ -1,6 +1,7 @@
 """Who has the UDP port that WireGuard is to have.
 
-Reads /proc, and only when a port could not be had. Called by kilo.netctl.interface.
+Reads /proc, and only when a port could not be had. Called by kilo.netctl.interface, and by
+kilo.netctl.sole for what a process is.
 """
 
 from __future__ import annotations
@@ -95,11 +96,12 @@ def _process(inode: int) -> str | None:
             for descriptor in os.listdir(folder):
                 with contextlib.suppress(OSError):
                     if os.readlink(f"{folder}/{descriptor}") == target:
-                        return f"pid {entry} ({_command(entry)})"
+                        return f"pid {entry} ({command(entry)})"
     return None
 
 
-def _command(pid: str) -> str:
+def command(pid: str) -> str:
+    """The beginning of the command line of a process, "gone" if there is none."""
     try:
         text = (_PROC / pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         text = text or (_PROC / pid / "comm").read_text().strip()

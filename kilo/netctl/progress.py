@@ -11,18 +11,9 @@ from collections import deque
 from collections.abc import Mapping
 
 from kilo.model.host import Failure
+from kilo.netctl.failures import stopped_by
 
 _REMEMBERED = 100
-_STOPPING = (
-    "host",
-    "interface",
-    "interface/settings",
-    "interface/link",
-    "wireguard",
-    "tunnel",
-    "tunnel/link",
-)
-"""What nothing else works without, by the key of its failure."""
 
 
 class Progress:
@@ -83,10 +74,3 @@ class Progress:
                 gauges.pop(name, None)
             else:
                 gauges[name] = value
-
-
-def stopped_by(failing: Mapping[str, Failure]) -> str:
-    """The message of the failure that stops the data plane, "" if there is none."""
-    found = [failing[key].message for key in _STOPPING if key in failing]
-    found += [failure.message for key, failure in failing.items() if key.startswith("all ")]
-    return found[0] if found else ""

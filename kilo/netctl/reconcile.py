@@ -85,10 +85,13 @@ class Delta(Generic[K, V]):
         """Those pending keys whose actual side moved last."""
         self._same = same
 
-    def want(self, key: K, value: V) -> None:
-        """``key`` shall be ``value``."""
+    def want(self, key: K, value: V) -> bool:
+        """``key`` shall be ``value``. Whether that is news."""
+        if self.desired.get(key) == value:
+            return False
         self.desired[key] = value
         self._check(key, drift=False)
+        return True
 
     def forget(self, key: K) -> None:
         """``key`` is no longer wanted."""
@@ -168,9 +171,6 @@ class Backoff(Generic[K]):
     def __init__(self) -> None:
         self._waits: dict[K, tuple[float, float]] = {}
 
-    def __len__(self) -> int:
-        return len(self._waits)
-
     def failing(self) -> list[K]:
         """The objects that failed and have not worked since."""
         return list(self._waits)
@@ -187,6 +187,11 @@ class Backoff(Generic[K]):
     def worked(self, key: K) -> None:
         """``key`` works, or is no longer wanted."""
         self._waits.pop(key, None)
+
+    def again(self, key: K) -> None:
+        """``key`` has other circumstances now: it is due at once."""
+        if key in self._waits:
+            self._waits[key] = (0.0, self._waits[key][1])
 
     def reset(self) -> None:
         """Circumstances changed (a device appeared): everything is due at once."""

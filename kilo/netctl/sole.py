@@ -15,6 +15,7 @@ import time
 
 from kilo.errors import TakenError, TemporaryError
 from kilo.log import Logger
+from kilo.netctl import ports
 
 PATIENCE = 3.0
 """Seconds for a predecessor to end: it may be busy with its clean-up."""
@@ -42,13 +43,7 @@ class Claim:
                 )
                 return
             if time.monotonic() >= end:
-                who = (
-                    f"pid {holder[0]}" if holder and holder[0] else "a process that cannot be seen from here"
-                )
-                raise TakenError(
-                    f"another netctl ({who}) has the interface {interface} in this network namespace; "
-                    "end it, or give another --interface"
-                )
+                raise TakenError(_refusal(interface, holder[0] if holder else 0))
             time.sleep(_LOOK)
 
     def _take(self) -> bool:
@@ -88,3 +83,14 @@ class Claim:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _refusal(interface: str, pid: int) -> str:
+    """``pid``: of who has the interface, 0 if it cannot be seen."""
+    who = f"pid {pid}" if pid else "a process that cannot be seen from here"
+    started = f", started as {ports.command(str(pid))!r}" if pid else ""
+    return (
+        f"another netctl ({who}) has the interface {interface} in this network namespace{started}; "
+        "an interface has one agent, whatever the --run-dir: end one of the two, or give one of them "
+        "another --interface"
+    )

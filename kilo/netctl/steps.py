@@ -37,7 +37,7 @@ class Steps:
         """
         if change is None:
             return self._settled(key)
-        if not self._backoff.due(key, now) or (fights and not fights.may_repair(key, now)):
+        if (fights and not fights.may_repair(key, now)) or not self._backoff.due(key, now):
             return []
         try:
             change()

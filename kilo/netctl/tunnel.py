@@ -13,6 +13,7 @@ from functools import partial
 
 from kilo.errors import TemporaryError
 from kilo.model.plan import PlanItem, Tunnel
+from kilo.netctl.failures import TUNNEL, TUNNEL_LINK
 from kilo.netctl.fights import Fights
 from kilo.netctl.host import Host, Roles
 from kilo.netctl.netlink.messages import RTM_NEWLINK, LinkInfo, pack_link
@@ -20,8 +21,6 @@ from kilo.netctl.netlink.socket import NLM_F_CREATE, NLM_F_EXCL, KernelError, Ne
 from kilo.netctl.reconcile import Backoff, Outcome
 from kilo.netctl.steps import NotYet, Steps, Waits
 
-KEY, LINK = "tunnel", "tunnel/link"
-"""Outcomes: the device itself; its MTU, and up."""
 LASTING = 60.0
 """Seconds after which a device that was made has proved to last."""
 IPIP, FLANNEL, CILIUM = "tunl0", "flannel.1", "cilium_tunl"
@@ -54,16 +53,16 @@ class TunnelDevice:
         self._steps = Steps("tunnel")
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
-        item = upserts.get(KEY)
+        item = upserts.get(TUNNEL)
         if isinstance(item, Tunnel):
             self._item = item
-        elif KEY in removals:
+        elif TUNNEL in removals:
             self._item = None
         else:
             return
         self._settled = False
-        self._backoff.worked(KEY)
-        self._steps.again(LINK)
+        self._backoff.worked(TUNNEL)
+        self._steps.again(TUNNEL_LINK)
 
     def load(self) -> None:
         """Nothing: the worker keeps the host fresh."""
@@ -76,11 +75,13 @@ class TunnelDevice:
             if self._failing and isinstance(e, NotYet):
                 return []
             self._failing = True
-            return [Outcome(KEY, f"tunnel: {e}", waits=isinstance(e, Waits))]
-        outcomes = [Outcome(KEY, repair=made and self._settled)] if made or self._failing else []
+            return [Outcome(TUNNEL, f"tunnel: {e}", waits=isinstance(e, Waits))]
+        outcomes = [Outcome(TUNNEL, repair=made and self._settled)] if made or self._failing else []
         self._failing = False
         change = self._link_change()
-        outcomes += self._steps.take(LINK, change, now, self.fights if self._settled and not made else None)
+        outcomes += self._steps.take(
+            TUNNEL_LINK, change, now, self.fights if self._settled and not made else None
+        )
         self._roles.assign("tunnel", self._find())
         self._settled = self._settled or self._link_change() is None
         return outcomes
@@ -89,7 +90,7 @@ class TunnelDevice:
         return []
 
     def clean_up(self) -> list[Outcome]:
-        """Nothing: the device may be in use by others, and without addresses and routes it does nothing."""
+        """Nothing: kilo.netctl.unused sets it down, before the firewall stops guarding it."""
         return []
 
     def _find(self) -> LinkInfo | None:
@@ -119,10 +120,10 @@ class TunnelDevice:
     def _make(self, now: float) -> LinkInfo:
         """Create tunl0, which a kernel that has to load its module does by itself meanwhile."""
         if self._made is not None and now - self._made >= LASTING:
-            self._backoff.worked(KEY)
-        if not self._backoff.due(KEY, now):
+            self._backoff.worked(TUNNEL)
+        if not self._backoff.due(TUNNEL, now):
             raise NotYet(f"{IPIP} is not there, or vanished again; it will be made again soon")
-        self._backoff.failed(KEY, now)
+        self._backoff.failed(TUNNEL, now)
         self._made = None
         try:
             self._change(pack_link(name=IPIP, kind="ipip"), NLM_F_CREATE | NLM_F_EXCL)
@@ -149,7 +150,7 @@ class TunnelDevice:
         up = None if link.up else True
         if (link.number, wanted) != self._circumstances:
             self._circumstances = link.number, wanted
-            self._steps.again(LINK)
+            self._steps.again(TUNNEL_LINK)
         if not mtu and up is None:
             return None
         return partial(self._change, pack_link(link.number, mtu=mtu, up=up))

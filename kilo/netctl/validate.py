@@ -178,6 +178,8 @@ def _check_api(api: ApiServer) -> None:
     if len(api.addresses) > MOST_API_SERVERS:
         raise Refused(f"it has {len(api.addresses)} addresses")
     for ip in api.addresses:
+        if not ip:
+            raise Refused("one of its addresses is empty")
         _check_ip("address", ip)
 
 

@@ -7,6 +7,7 @@ reports the host's facts and WireGuard's state. See docs/design/netctl.md.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from kilo.bus import HELD, HOST, PLAN, WIREGUARD, Change
@@ -17,6 +18,7 @@ from kilo.netctl import probe
 from kilo.netctl.addresses import Addresses
 from kilo.netctl.conntrack import StaleFlows
 from kilo.netctl.facts import HostnameIPs, host_facts
+from kilo.netctl.failures import DEVICE
 from kilo.netctl.fights import Fights
 from kilo.netctl.firewall import Firewall
 from kilo.netctl.guard import Guard
@@ -32,8 +34,10 @@ from kilo.netctl.routes import Routes
 from kilo.netctl.rules import Rules
 from kilo.netctl.sole import Claim
 from kilo.netctl.tunnel import TunnelDevice
+from kilo.netctl.unused import UnusedTunnel
 from kilo.netctl.userspace import Launcher
 from kilo.netctl.validate import Validator
+from kilo.netctl.wireguard.held import held_key
 from kilo.netctl.wireguard.peers import Peers
 from kilo.netctl.wireguard.watch import PeerStates
 from kilo.worker import Context
@@ -63,9 +67,9 @@ class NetctlWorker:
         self._report = context.report
         self._loop = context.loop
         self._claim = Claim(config.interface, context.log)
-        self._key = load_or_create(config.state_dir)
-        self._public_key = self._key.public()
         self._netlink = netlink = Netlink()
+        self._key = load_or_create(config.state_dir, lambda: held_key(config.interface, netlink), context.log)
+        self._public_key = self._key.public()
         self._host = host = Host(netlink)
         self._roles = roles = Roles()
         self._guard = Guard()
@@ -75,6 +79,7 @@ class NetctlWorker:
         self._tunnel = TunnelDevice(netlink, host, roles, config.compatibility)
         self._addresses = Addresses(netlink, host, roles)
         self._firewall = Firewall(config, context.log)
+        self._unused = UnusedTunnel(netlink, host, roles)
         self._peers = Peers(lambda: self._interface.device)
         self._routes = Routes(netlink, roles, self._guard.verdict)
         self._rules = Rules(netlink, config.interface)
@@ -85,6 +90,7 @@ class NetctlWorker:
             self._tunnel,
             self._addresses,
             self._firewall,
+            self._unused,
             self._peers,
             self._routes,
             self._rules,
@@ -104,13 +110,16 @@ class NetctlWorker:
         self._private_ip = ""
         self._resolved = False
         self._settling = False
+        self._host_known = True
+        self._guard_moved = False
         self._lost = False
         self._read_at = float("-inf")
         self._device_since = 0.0
 
     def start(self) -> None:
         passes, monitor = self._passes, self._monitor
-        passes.before, passes.prepare, passes.after = self._before, self._prepare, self._after
+        passes.before, passes.take = self._before, self._take
+        passes.prepare, passes.after = self._prepare, self._after
         monitor.on_host, monitor.on_objects = self._on_host, self._settle
         monitor.on_default, monitor.on_lost = self._on_default, self._on_lost
         monitor.watch(self._loop)
@@ -148,6 +157,7 @@ class NetctlWorker:
         left = []
         try:
             self._host.load()
+            self._unused.look()
             self._interface.adopt_existing()
         except TemporaryError as e:
             left.append(str(e))
@@ -170,14 +180,8 @@ class NetctlWorker:
             else:
                 self._report.mend(f"plan/{key}")
         for item in sound.values():
-            if isinstance(item, Interface):
-                self._private_ip = ip_of(item.private_ip) if item.private_ip else ""
-            elif isinstance(item, Summary):
+            if isinstance(item, Summary):
                 self._progress.heard(item.generation, time.time())
-        if "interface" in gone:
-            self._private_ip = ""
-        if self._guard.update(sound, gone, time.monotonic()):
-            self._loop.call_soon(self._routes.resolve)
         refused = "interface" in self._validator.refused and not self._validator.accepts("interface")
         self._passes.plan(sound, gone, usable=not refused)
 
@@ -185,23 +189,45 @@ class NetctlWorker:
 
     def _before(self) -> None:
         self._progress.taken()
+        if not self._host_known:
+            self._host.load()
+            self._host.load_default()
+            self._host_known = True
         self._monitor.drain()
-        self._roles.assign("private", self._host.holder(self._private_ip) if self._private_ip else None)
+
+    def _take(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
+        """What is no reconciler's of the plan that a pass begins with."""
+        if "interface" in removals:
+            self._private_ip = ""
+        if isinstance(item := upserts.get("interface"), Interface):
+            self._private_ip = ip_of(item.private_ip) if item.private_ip else ""
+        self._guard_moved = self._guard.update(upserts, removals, time.monotonic()) or self._guard_moved
 
     def _prepare(self, reconciler: Reconciler) -> None:
         """What a step needs to know that an earlier step, or the host, has changed."""
-        if reconciler is self._addresses:
+        if reconciler is self._interface:
+            self._roles.assign("private", self._host.holder(self._private_ip) if self._private_ip else None)
+        elif reconciler is self._addresses:
             self._monitor.drain()
             self._addresses.resolve()
             self._addresses.load()
-        elif reconciler is self._routes and self._roles_seen != self._roles.generation:
-            self._roles_seen = self._roles.generation
-            self._routes.resolve()
-            self._passes.reread([self._routes])
+        elif reconciler is self._firewall:
+            self._firewall.keep_guard(self._unused.is_open())
+        elif reconciler is self._routes:
+            self._prepare_routes()
         elif reconciler is self._peers and self._device_seen is not self._interface.device:
             self._device_seen = self._interface.device
             self._device_since = time.monotonic()
             self._peers.loaded(self._interface.state.peers)
+
+    def _prepare_routes(self) -> None:
+        moved = self._roles_seen != self._roles.generation
+        if moved or self._guard_moved:
+            self._roles_seen, self._guard_moved = self._roles.generation, False
+            self._routes.resolve()
+        if moved:
+            self._routes.retry()
+            self._passes.reread([self._routes])
 
     def _after(self, settled: bool) -> None:
         device = self._interface.device
@@ -216,15 +242,14 @@ class NetctlWorker:
         self._routes.moved.clear()
         gauges["wireguard_peers"] = len(self._peers.actual)
         gauges["fights"] = len(self._passes.fought)
-        whole = settled and self._passes.planned and device is not None
-        self._progress.ended(whole, self._report.failing, time.time())
+        self._progress.ended(settled and device is not None, self._report.failing, time.time())
         self._progress.write(gauges, self._report.info)
         if device is None:
             gauges.pop("applied_generation", None)  # without the device nothing is applied any more
         self._publish_held()
         if device is not None:
             self._report.ready()
-            if len(self._states) != len(self._peers.actual):
+            if len(self._states) != len(self._peers.actual) and DEVICE not in self._report.failing:
                 self._loop.call_soon(self._poll)
         self._publish_facts()
         if told != (gauges.get("applied_generation"), self._report.phase):
@@ -254,7 +279,11 @@ class NetctlWorker:
         self._settle()
 
     def _on_default(self) -> None:
-        self._host.load_default()
+        try:
+            self._host.load_default()
+        except TemporaryError:
+            self._host_known = False  # the next pass tries again, and says what fails
+            self._passes.request()
         self._publish_facts()
 
     def _on_lost(self) -> None:
@@ -268,7 +297,6 @@ class NetctlWorker:
         self._lost, self._read_at = False, time.monotonic()
         self._context.log.warn("events of the kernel were lost; reading everything again")
         self._resync()
-        self._on_default()
 
     def _on_launched(self, error: str) -> None:
         if error:
@@ -281,10 +309,7 @@ class NetctlWorker:
 
     def _resync(self) -> None:
         """Read all that there is, and compare."""
-        try:
-            self._host.load()
-        except TemporaryError as e:
-            self._report.fail("host", str(e))
+        self._host_known = False
         self._check_forwarding()
         self._passes.reread()
         self._passes.request()
@@ -298,11 +323,11 @@ class NetctlWorker:
         try:
             self._interface.load()
         except TemporaryError as e:
-            self._report.fail("wireguard", f"{self._config.interface}: {e}")
+            self._report.fail(DEVICE, f"{self._config.interface}: {e}")
             self._passes.request()
             return
-        if "wireguard" in self._report.failing:
-            self._report.mend("wireguard")
+        if DEVICE in self._report.failing:
+            self._report.mend(DEVICE)
             self._passes.request()
         now = time.monotonic()
         if self._device_seen is not device:
@@ -354,14 +379,17 @@ class NetctlWorker:
         self._publish_facts()
 
     def _publish_held(self) -> None:
-        """Which routes the kernel has; before the first plan, those that an earlier run left."""
-        if not self._passes.planned:
+        """Which routes the kernel has; before the first whole pass, those that an earlier run left."""
+        if not self._passes.whole or self._passes.is_unread(self._routes):
             try:
                 self._routes.load()
             except TemporaryError as e:
                 self._report.fail("routes", str(e))
                 return
-            self._report.mend("routes")
+        self._report.mend("routes")
+        there = self._interface.device is not None
+        if not self._passes.planned and there and (peers := self._interface.state.peers):
+            self._states.publish(peers, time.monotonic())  # whose a key is, the first plan may have to ask
         actual, told = self._routes.delta.actual, self._held.state
         for key in told.keys() - actual.keys():
             self._held.remove(key)

@@ -34,6 +34,11 @@ class Attempts:
         return bool(self._failing)
 
     @property
+    def failures(self) -> set[str]:
+        """What failed when it was tried last."""
+        return set(self._failing)
+
+    @property
     def waiting(self) -> bool:
         """Whether something waits for somebody else."""
         return bool(self._waiting)

@@ -166,3 +166,6 @@ class Backend(Protocol):
 
     def settled(self) -> bool:
         """Whether the kernel matches as far as is known: there is nothing to do if the plan stands."""
+
+    def failures(self) -> set[str]:
+        """The keys of the errors that stand: whoever takes this one's place takes them back."""

@@ -20,6 +20,7 @@ from typing import Literal
 
 from kilo.errors import KiloError, TemporaryError
 from kilo.netctl.firewall.backend import SetId
+from kilo.netctl.netlink.socket import NETLINK_NETFILTER
 
 MAX_MEMBERS = 1 << 20
 """Of one set. No memory is set aside for it."""
@@ -28,7 +29,7 @@ OF_LEGACY = re.compile(r"kilo-(?!nft-)[a-z-]+-v[46]")
 OF_NFT = re.compile(r"kilo-nft-[a-z-]+-v[46]")
 """The names of sets into which rules look that iptables-nft understands."""
 
-_NETLINK_NETFILTER, _SUBSYSTEM, _PROTOCOL = 12, 6 << 8, 6
+_SUBSYSTEM, _PROTOCOL = 6 << 8, 6
 _CREATE, _DESTROY, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 7, 9, 10, 13
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
@@ -95,7 +96,7 @@ class Ipset:
     def __init__(self) -> None:
         """Raises IpsetMissing if the kernel does not know the protocol."""
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         except OSError as e:
             raise IpsetMissing(f"no netfilter netlink: {e.strerror}") from e
 

@@ -81,6 +81,9 @@ class LegacyBackend:
     def settled(self) -> bool:
         return not self._to_do and not self._attempts.failing
 
+    def failures(self) -> set[str]:
+        return self._attempts.failures
+
     def load(self) -> None:
         self._to_do = {"apply", "prune"}
         self._versions = (4, 6) if xtables.has_family(6) else (4,)

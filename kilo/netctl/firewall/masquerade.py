@@ -31,9 +31,6 @@ class Networks:
             shift = size * 8 - bits
             self._lengths.setdefault((size, shift), set()).add(int.from_bytes(member[:-1]) >> shift)
 
-    def __bool__(self) -> bool:
-        return bool(self._lengths)
-
     def hold(self, address: bytes) -> bool:
         """``address`` in network order."""
         size, number = len(address), int.from_bytes(address)

@@ -107,6 +107,9 @@ class NftBackend:
     def settled(self) -> bool:
         return not self._unseen and not self._attempts.failing
 
+    def failures(self) -> set[str]:
+        return self._attempts.failures
+
     # Reading.
 
     def load(self) -> None:

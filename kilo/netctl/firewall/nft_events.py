@@ -25,8 +25,7 @@ from kilo.netctl.firewall.nft_messages import (
     chain_of,
     of_table,
 )
-from kilo.netctl.firewall.nft_socket import NETLINK_NETFILTER
-from kilo.netctl.netlink.socket import EVENT_BUFFER, Events, EventsLost, Message
+from kilo.netctl.netlink.socket import EVENT_BUFFER, NETLINK_NETFILTER, Events, EventsLost, Message
 
 _LIMIT = 2000
 """Events read in one go: some 10 ms of work."""

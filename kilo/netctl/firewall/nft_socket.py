@@ -26,6 +26,7 @@ from kilo.netctl.firewall.nft_messages import (
 from kilo.netctl.netlink.attributes import text
 from kilo.netctl.netlink.socket import (
     HEADER,
+    NETLINK_NETFILTER,
     NLM_F_ACK,
     NLM_F_REQUEST,
     KernelError,
@@ -36,7 +37,6 @@ from kilo.netctl.netlink.socket import (
     split,
 )
 
-NETLINK_NETFILTER = 12
 _NLMSG_ERROR = 2
 _HEADER = struct.Struct("=IHHII")
 _SO_SNDBUFFORCE = 32

@@ -13,11 +13,11 @@ from kilo.config import Config
 from kilo.log import Logger
 from kilo.model.plan import Firewall as Policy
 from kilo.model.plan import FirewallSet, PlanItem, SetEntry, Tunnel
+from kilo.netctl.failures import TUNNEL
 from kilo.netctl.firewall.backend import Backend, Desired, Readers
 from kilo.netctl.firewall.masquerade import KINDS, Masquerade, Moves, kinds_of
 from kilo.netctl.firewall.selected import SelectedBackend
 from kilo.netctl.reconcile import Outcome
-from kilo.netctl.tunnel import KEY as TUNNEL
 from kilo.netctl.tunnel import NAMES
 
 CLEAN_UP_PATIENCE = 3.0
@@ -36,6 +36,11 @@ class Firewall:
         self._desired = Desired((config.interface,))
         self._planned = False
         self._applied = False
+        self._policy: Policy | None = None
+        """What the plan asks for."""
+        self._guard_kept = False
+        self._released = False
+        """The guard was given up since ``apply``, which has yet to take its rules away."""
         self._moving: dict[FirewallSet, set[bytes]] = {}
         """What the plan changed about the sets for masquerading and the kernel may not have yet."""
         self._moves = Moves()
@@ -67,16 +72,34 @@ class Firewall:
                 if name in _KINDS:
                     self._note_member(_KINDS[name], desired.remove(_KINDS[name], network))
             elif kind == "firewall":
-                desired.want(None)
+                self._policy = None
             elif kind == TUNNEL:
                 desired.use((self._interface,))
         for item in upserts.values():
             if isinstance(item, SetEntry):
                 self._note_member(item.set, desired.add(item.set, item.network))
             elif isinstance(item, Policy):
-                desired.want(item)
+                self._policy = item
             elif isinstance(item, Tunnel):
                 desired.use((self._interface, *NAMES["" if item.kind == "ipip" else item.kind]))
+        self._want()
+
+    def keep_guard(self, keep: bool) -> None:
+        """Whether IPIP is to be guarded though the plan does not ask for it: what takes it is still up.
+
+        To be called before ``apply`` and before ``prune``: the guard that is given up between the two
+        goes with the latter.
+        """
+        if keep != self._guard_kept:
+            self._guard_kept = keep
+            self._want()
+            self._released = not keep
+
+    def _want(self) -> None:
+        policy = self._policy
+        if policy is not None and self._guard_kept:
+            policy = Policy(True, policy.forward)
+        self._desired.want(policy)
 
     def load(self) -> None:
         self._backend.load()
@@ -84,13 +107,14 @@ class Firewall:
     def apply(self) -> list[Outcome]:
         if self._is_done():
             return []
-        self._applied = True
+        self._applied, self._released = True, False
         return self._noted(self._backend.apply(self._desired))
 
     def prune(self) -> list[Outcome]:
         if self._is_done():
             return []
-        outcomes = self._noted(self._backend.prune(self._desired))
+        outcomes = self.apply() if self._released else []
+        outcomes += self._noted(self._backend.prune(self._desired))
         if self._applied and self._backend.settled():
             self._desired.matched()
         return outcomes

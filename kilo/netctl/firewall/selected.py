@@ -50,6 +50,8 @@ class SelectedBackend:
         self._attempts = Attempts(clock)
         self._chosen: _Chosen | None = None
         self._other_is_gone = False
+        self._over: set[str] = set()
+        """Keys of the errors of a backend that was replaced."""
         self._readers: Readers | None = None
         self._on_drift: Callable[[], None] = lambda: None
 
@@ -69,11 +71,16 @@ class SelectedBackend:
     def settled(self) -> bool:
         return self._other_is_gone and self._chosen is not None and self._chosen.backend.settled()
 
+    def failures(self) -> set[str]:
+        return self._attempts.failures.union(self._chosen.backend.failures() if self._chosen else ())
+
     def load(self) -> None:
         self._select().backend.load()
 
     def apply(self, desired: Desired) -> list[Outcome]:
-        return self._chosen.backend.apply(desired) if self._chosen else []
+        outcomes = [Outcome(key) for key in sorted(self._over)]
+        self._over.clear()
+        return outcomes + (self._chosen.backend.apply(desired) if self._chosen else [])
 
     def prune(self, desired: Desired) -> list[Outcome]:
         if self._chosen is None:
@@ -103,6 +110,8 @@ class SelectedBackend:
         backend = self._make(choice.kind)
         if self._readers is not None:
             backend.watch(self._readers, self._on_drift)
+        self._over |= self.failures()
+        self._attempts = Attempts(self._clock)
         self.close()
         self._chosen, self._other_is_gone = _Chosen(choice, backend), False
         self._log.info("firewall chosen", firewall=choice.kind, reason=choice.reason)

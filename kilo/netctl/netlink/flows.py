@@ -15,11 +15,13 @@ from typing import Literal, NamedTuple
 from kilo.netctl.netlink.attributes import attribute, nested, parse, u32
 from kilo.netctl.netlink.socket import Message, Request
 
-NETLINK_NETFILTER = 12
 _SUBSYSTEM = 1 << 8
 GET, DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 
 TCP, UDP = 6, 17
+_DCCP, _SCTP = 33, 132
+CONNECTIONS = frozenset((TCP, _DCCP, _SCTP))
+"""Protocols whose flows have a beginning and an end: one that meets another address ends."""
 ANSWERED, SOURCE_TRANSLATED, DESTINATION_TRANSLATED = 1 << 1, 1 << 4, 1 << 5
 """Bits of an entry's status."""
 

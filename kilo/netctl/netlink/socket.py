@@ -17,6 +17,7 @@ from kilo.errors import TemporaryError
 from kilo.netctl.netlink.attributes import as_text, parse
 
 NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
 NETLINK_GENERIC = 16
 
 NLM_F_REQUEST = 0x1

@@ -147,9 +147,8 @@ class Peers:
 
     def _due(self, key: str, now: float) -> bool:
         """Whether ``key``, which is not as it should be, may be changed now."""
-        return self._backoff.due(key, now) and (
-            key not in self.delta.drifted or self.fights.may_repair(key, now)
-        )
+        fought = key in self.delta.drifted and not self.fights.may_repair(key, now)
+        return not fought and self._backoff.due(key, now)
 
     def _run(self, changes: Sequence[tuple[str, PeerChange]], now: float) -> list[Outcome]:
         device = self._device()

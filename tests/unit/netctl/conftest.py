@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.netctl.far_end import FarEnd
 from tests.unit.netctl.hosts import SOCKETS, Host
 from tests.unit.netctl.worker_box import Box
 
@@ -49,10 +50,16 @@ def box(host: Host, tmp_path: Path) -> Iterator[Box]:
         made.bus.close()
 
 
+@pytest.fixture
+def far(box: Box, tmp_path: Path) -> FarEnd:
+    """A peer on the box's host."""
+    return FarEnd(f"{box.host.interface}b", tmp_path)
+
+
 @pytest.fixture(autouse=True)
-def xtables_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def xtables_lock(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the xtables lock, for this test alone: other tests run on the same machine."""
-    path = tmp_path / "xtables.lock"
+    path = tmp_path_factory.mktemp("lock") / "xtables.lock"
     path.touch()
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 import pytest
@@ -11,9 +12,10 @@ from kilo.model.plan import PlanItem, Tunnel
 from kilo.netctl.addresses import Addresses
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
-from kilo.netctl.netlink.messages import GROUPS_ROUTE, parse_route
+from kilo.netctl.netlink.messages import GROUPS_ROUTE, RTM_NEWADDR, parse_route
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.reconcile import Outcome
+from tests.unit.netctl.faults import Refusing
 from tests.unit.netctl.hosts import Host, ip, kernel_events, lines
 from tests.unit.netctl.plans import interface
 
@@ -186,3 +188,38 @@ def test_a_link_that_vanishes_between_reading_and_changing(box: Box) -> None:
     failed, done = sorted(box.addresses.apply(), key=lambda outcome: not outcome.error)
     assert failed.key == "address/kilo0/10.4.0.1/16" and failed.error.endswith("No such device (ENODEV)")
     assert done == Outcome("address/tunl0/10.2.0.1/32") and box.have("tunl0") == ["10.2.0.1/32"]
+
+
+def test_an_address_that_is_refused_is_tried_again_with_backoff(host: Host) -> None:
+    """Though the plan's meaning is looked at again in every pass."""
+    with contextlib.closing(Refusing(lambda request: errno.EPERM * (request.kind == RTM_NEWADDR))) as netlink:
+        box = Box(host, netlink)
+        tries = []
+        for second in range(20):
+            box.addresses._clock = lambda second=second: float(second)  # type: ignore[misc]
+            before = len(netlink.refused)
+            box.run(*([interface()] if not second else []))
+            if len(netlink.refused) > before:
+                tries.append(second)
+        assert tries == [0, 1, 3, 7, 15]
+        box.run(interface(address="10.4.0.2/16"))
+        assert len(netlink.refused) == 6, "another address is another matter"
+
+
+def test_who_keeps_taking_an_address_away_is_not_raced(box: Box) -> None:
+    now = 0.0
+    box.addresses._clock = lambda: now
+    box.run(interface())
+    key = "address/kilo0/10.4.0.1/16"
+    repaired = []
+    for tenth in range(200):
+        now = tenth / 10
+        if box.have():
+            ip("addr del 10.4.0.1/16 dev kilo0")
+        box.view.load()
+        box.run()
+        if box.have():
+            repaired.append(now)
+    assert repaired[:10] == [tenth / 10 for tenth in range(10)]
+    assert len(repaired) == 14, "after 1, 2, 4 and 8 seconds"
+    assert box.addresses.fights.going_on(now) == {key}

@@ -109,7 +109,6 @@ def wired() -> Iterator[Hosts]:
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conntrack, "_PAUSE", 0.05)
-    monkeypatch.setattr(conntrack, "_SHARE", 0)
 
 
 @pytest.fixture(params=[0, 5000], ids=["many entries", "few entries"])
@@ -266,6 +265,25 @@ def test_a_connection_that_was_answered_is_never_cut(wired: Hosts, watched: Watc
         assert watched.plan(*FROM_PODS) == 0
         assert works() and others()
         assert watched.entries() == before
+
+
+SCTP = "-p sctp --orig-vtag 1 --reply-vtag 2 --state ESTABLISHED"
+DCCP = "-p dccp --role client --state OPEN"
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("protocol", [SCTP, DCCP], ids=["sctp", "dccp"])
+def test_nor_is_an_association_of_another_protocol(wired: Hosts, watched: Watched, protocol: str) -> None:
+    """Whatever the number of entries."""
+    watched.plan(policy(), *FROM_PODS)
+    translated = ("-s", POD, "-r", KNOWN, "-q", HOST, "--timeout", "100")
+    ports = ("--sport", "1", "--dport", "2", "--reply-port-src", "2", "--reply-port-dst", "1")
+    insert = ("conntrack", "-I", *protocol.split(), *ports, *translated)
+    wired.host.run(*insert, "-d", KNOWN, "-u", "SEEN_REPLY,ASSURED")
+    before = watched.entries()
+    assert any("10.2.1.5" in entry for entry in before)
+    assert watched.plan(*FRIENDS) == 0
+    assert watched.entries() == before
 
 
 def test_translations_of_others_are_left_alone(wired: Hosts, watched: Watched) -> None:

@@ -44,8 +44,9 @@ def test_it_is_over_when_the_object_is_left_alone() -> None:
     made = Fights()
     for _ in range(MANY):
         made.repaired(A, 0)
-    assert not made.may_repair(A, 0.5)
-    assert made.going_on(10 * CALM) == {A}, "it is not as it should be"
+    for second in range(10 * int(CALM)):
+        made.may_repair(A, second + 0.5)
+        assert made.going_on(second + 1) == {A}, "it is not as it should be"
     assert made.may_repair(A, 10 * CALM)
     made.repaired(A, 10 * CALM)
     assert made.going_on(11 * CALM - 0.1) == {A}
@@ -59,11 +60,23 @@ def test_an_object_that_waits_is_lost_meanwhile() -> None:
     made = Fights()
     for _ in range(MANY):
         made.repaired(A, 0)
-    assert not made.lost(A), "nobody has touched it since"
+    assert not made.lost(A, since=0), "nobody has touched it since"
     made.may_repair(A, 0.1)
-    assert made.lost(A)
+    assert made.lost(A, since=0.1)
+    assert not made.lost(A, since=0.2), "who looked later has nothing to repair"
     made.repaired(A, 1)
-    assert not made.lost(A) and not made.lost(B)
+    assert not made.lost(A, since=0) and not made.lost(B, since=0)
+
+
+def test_it_is_over_when_nobody_asks_any_more() -> None:
+    """The object is no longer wanted, or its device is gone, before it could be repaired."""
+    made = Fights()
+    for _ in range(MANY):
+        made.repaired(A, 0)
+    assert not made.may_repair(A, 0.5)
+    assert made.going_on(LIMIT + CALM + 0.4) == {A}, "its link may be down for a while"
+    assert made.going_on(LIMIT + CALM + 0.5) == set()
+    assert made.may_repair(A, LIMIT + CALM + 1)
 
 
 def test_what_was_repaired_long_ago_is_forgotten() -> None:
@@ -72,6 +85,6 @@ def test_what_was_repaired_long_ago_is_forgotten() -> None:
         made.repaired(f"route/{n}", 0)
     for _ in range(MANY):
         made.repaired("route/7", 1)
-    made.may_repair("route/7", 1.1)
+    made.may_repair("route/7", WINDOW)
     made.repaired("route/new", WINDOW + 1)
     assert len(made._objects) == 2 and made.going_on(WINDOW + 1) == {"route/7"}

@@ -14,7 +14,6 @@ from kilo.netctl.netlink.attributes import u32
 from kilo.netctl.netlink.flows import (
     ANSWERED,
     GET,
-    NETLINK_NETFILTER,
     TCP,
     UDP,
     Flow,
@@ -25,7 +24,7 @@ from kilo.netctl.netlink.flows import (
     parse_flow,
 )
 from kilo.netctl.netlink.listing import Listing
-from kilo.netctl.netlink.socket import KernelError, Netlink
+from kilo.netctl.netlink.socket import NETLINK_NETFILTER, KernelError, Netlink
 from tests.unit.netctl.hosts import Host
 from tests.unit.netctl.test_worker_flows import conntrack, put
 

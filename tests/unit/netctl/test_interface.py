@@ -21,6 +21,8 @@ from kilo.config import Config
 from kilo.errors import TemporaryError
 from kilo.model.plan import Interface
 from kilo.netctl import ports, userspace
+from kilo.netctl.failures import LINK, SETTINGS
+from kilo.netctl.fights import MANY
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
 from kilo.netctl.interface import WireGuardInterface
@@ -403,3 +405,24 @@ def test_why_wireguard_go_did_not_start_is_said(host: Host, box: Box) -> None:
         box.loop.run_for(0.01)
     (said,) = box.said
     assert "wireguard-go ended with status 1: " in said and "TUN" in said
+
+
+def test_a_fight_over_the_link_goes_on_while_key_and_port_are_fought_over(box: Box) -> None:
+    """They come first, so that the link is not even tried meanwhile."""
+    box.plan(interface())
+    box.settle()
+    name = box.config.interface
+
+    def meddle() -> None:
+        subprocess.run(["wg", "set", name, "listen-port", "51999"], check=True)
+        ip(f"link set {name} mtu 1300")
+        box.interface.load()
+        assert box.step() == []
+
+    for _ in range(MANY):
+        meddle()
+    assert box.interface.fights.going_on(0.0) == {SETTINGS, LINK}
+    box.now = 0.5
+    meddle()
+    assert "mtu 1300" in lines(f"link show {name}")[0] and box.interface.state.listen_port == 51999
+    assert box.interface.fights.lost(SETTINGS, since=0.5) and box.interface.fights.lost(LINK, since=0.5)

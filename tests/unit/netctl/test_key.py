@@ -11,11 +11,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, TemporaryError
 from kilo.log import Logger
-from kilo.netctl.key import PrivateKey, load_or_create
+from kilo.netctl import key as module
+from kilo.netctl.key import PrivateKey
 
+LOG = Logger("netctl", "none")
 KEY = "QNogMDeQbow2A9r/paSJ9sUaEqKkrYP6sRheFZ0EY1Y="
+
+
+def load_or_create(state_dir: str) -> PrivateKey:
+    """On a host without an interface."""
+    return module.load_or_create(state_dir, lambda: None, LOG)
 
 
 def test_a_key_is_made_once_and_belongs_to_root_alone(tmp_path: Path) -> None:
@@ -60,6 +67,30 @@ def test_a_damaged_key_is_an_error_that_names_the_file_and_is_kept(
     assert str(file) in str(caught.value) and why in str(caught.value)
     assert not content or content not in str(caught.value)
     assert file.read_text() == content
+
+
+def test_a_file_that_is_gone_is_written_again_with_the_interface_s_key(tmp_path: Path) -> None:
+    held = PrivateKey(base64.b64decode(KEY))
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        logger = Logger("netctl", fd=out.fileno())
+        assert module.load_or_create(str(tmp_path / "kilo"), lambda: held, logger) == held
+    file = tmp_path / "kilo" / "key"
+    assert file.read_text() == KEY and file.stat().st_mode & 0o7777 == 0o600
+    assert os.listdir(file.parent) == ["key"]
+    (line,) = log.read_text().splitlines()
+    assert '"level":"warn"' in line and str(file) in line and KEY not in line
+    file.write_text(base64.b64encode(bytes(range(1, 33))).decode())
+    assert module.load_or_create(str(file.parent), lambda: held, LOG) != held, "a file that is there counts"
+
+
+def test_an_interface_that_does_not_say_its_key_gets_no_new_one(tmp_path: Path) -> None:
+    def silent() -> PrivateKey | None:
+        raise TemporaryError("it does not answer")
+
+    with pytest.raises(TemporaryError, match="does not answer"):
+        module.load_or_create(str(tmp_path), silent, LOG)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_place_that_cannot_be_written_is_an_error_that_names_the_file(tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ class Box:
         self.fights = Fights()
         self.passes = Passes(self.loop, self.report, log, [self.one, self.two], self.one, self.fights)
         self.settled: list[bool] = []
-        self.passes.after = self.settled.append
+        self.wholes: list[bool] = []
+        self.passes.after = self._after
+
+    def _after(self, settled: bool) -> None:
+        self.settled.append(settled)
+        self.wholes.append(self.passes.whole)
 
     def run(self, count: int = 1) -> list[str]:
         """What was asked until ``count`` more passes have ended."""
@@ -136,6 +141,54 @@ def test_a_plan_that_moves_in_the_middle_waits_for_the_next_pass(box: Box) -> No
     _, second = (i for i, x in enumerate(journal) if x.startswith("one.update"))
     assert journal[second] in ("one.update(c,d-a,b)", "one.update(c,d-b,a)")
     assert journal.index("one.prune") < second
+
+
+def test_a_plan_that_comes_during_an_early_pass_does_not_make_it_a_whole_one(box: Box) -> None:
+    """Of what it says it has read and applied nothing but the early one."""
+
+    def meddle() -> None:
+        box.one.hook = lambda: None
+        box.plan("a")
+
+    box.one.hook = meddle
+    box.two.outcomes = [Outcome("stale", repair=True)]
+    box.passes.request()
+    assert box.run(2)[:3] == ["one.load", "one.apply", "one.update(a-)"]
+    assert box.settled == box.wholes == [False, True]
+    assert box.passes.repairs == 0, "the second was the first that compared"
+
+
+def test_a_pass_over_a_host_that_cannot_be_read_is_not_a_whole_one(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "RETRY", 0.1)
+
+    def unreadable() -> None:
+        raise TemporaryError("no answer")
+
+    box.passes.before = unreadable
+    box.plan("a")
+    assert box.run() == [] and box.settled == box.wholes == [False]
+    assert box.report.failing["host"].message == "host: no answer"
+    assert box.passes.is_unread(box.two)
+    box.passes.before = lambda: None
+    assert "two.apply" in box.run() and box.settled == box.wholes == [False, True]
+    assert not box.passes.is_unread(box.two) and not box.report.failing
+
+
+def test_whoever_is_no_reconciler_takes_the_plan_with_them(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a pass begins, and before them; again if one of them could not."""
+    monkeypatch.setattr(passes, "RETRY", 0.1)
+    box.passes.take = lambda upserts, removals: box.journal.append(f"take({','.join(upserts)})")
+    box.plan("a")
+    box.plan("b", usable=False)
+    assert box.journal == []
+    box.two.broken, box.two.error = "update", TemporaryError
+    assert box.run() == ["take(a,b)", "one.update(a,b-)", "two.update(a,b-)"]
+    box.two.broken = ""
+    assert box.run()[:3] == ["take(a,b)", "one.update(a,b-)", "two.update(a,b-)"]
+    box.passes.request()
+    assert not [entry for entry in box.run() if entry.startswith("take")], "once"
 
 
 def test_a_long_step_lets_others_run_in_between(box: Box) -> None:

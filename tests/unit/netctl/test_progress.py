@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from kilo.model.host import Failure
-from kilo.netctl.progress import Progress, stopped_by
+from kilo.netctl.failures import stopped_by
+from kilo.netctl.progress import Progress
 
 GONE = {"interface": Failure("kilo0: the interface is not there", 1)}
 

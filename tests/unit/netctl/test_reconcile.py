@@ -91,6 +91,17 @@ def test_a_repair_is_a_change_that_the_plan_did_not_cause() -> None:
     assert delta.drifted == {"stranger", "drifts"}
 
 
+def test_a_wish_that_is_no_news_makes_no_drift_the_plan_s() -> None:
+    delta = Delta[str, int]()
+    assert delta.want("a", 1)
+    delta.done("a", 1)
+    delta.lost("a")
+    assert not delta.want("a", 1)
+    assert delta.drifted == {"a"}
+    assert delta.want("a", 2)
+    assert delta.drifted == set()
+
+
 def test_what_is_the_same_is_decided_by_who_knows() -> None:
     tolerance = 1
     delta = Delta[str, int](lambda wanted, actual: abs(wanted - actual) <= tolerance)
@@ -121,6 +132,13 @@ def test_backoff_doubles_up_to_a_minute_and_ends_with_success() -> None:
     assert backoff.failing() == ["route"]
     backoff.reset()
     assert backoff.due("route", now)
+    backoff.failed("route", now)
+    backoff.failed("rule", now)
+    backoff.again("route")
+    backoff.again("never failed")
+    assert backoff.due("route", now) and not backoff.due("rule", now)
+    assert backoff.failing() == ["route", "rule"]
+    backoff.worked("rule")
     backoff.worked("route")
     assert backoff.failing() == []
     backoff.failed("route", now)

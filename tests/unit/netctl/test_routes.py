@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -186,6 +187,7 @@ def test_an_error_costs_its_own_route_and_is_named(table: Table) -> None:
     assert table.routes.apply() == [], "those that failed wait for their turn"
     assert table.netlink.sent == before
     ip("route del 10.2.7.0/24")
+    table.routes._clock = lambda: time.monotonic() + 2.0
     ip("addr add 10.99.0.1/32 dev lo")
     assert table.run() == []
     assert of(bad.dst) and "dev kilo0" in of(taken.dst)[0]

@@ -89,6 +89,7 @@ def test_a_second_agent_with_a_run_dir_of_its_own_is_refused(box: Box, tmp_path:
             assert second.wait() == 1
             (said,) = [line for line in second.log if line["level"] == "error"]
             assert f"another netctl (pid {first.process.pid}) has the interface" in said["msg"]
+            assert "whatever the --run-dir: end one of the two" in said["msg"] and "python" in said["msg"]
             assert "trace" not in said
         first.end(signal.SIGKILL)
         with running("netctl", Impatient, box.config(run_dir=str(tmp_path / "third"))) as third:

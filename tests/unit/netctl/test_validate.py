@@ -6,6 +6,7 @@ import pytest
 
 from kilo.errors import ProtocolError
 from kilo.model.keys import ZERO, PresharedKey
+from kilo.model.node import ApiServer
 from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, Rule, SetEntry, Summary, Tunnel
 from kilo.netctl import validate
 from kilo.netctl.validate import Validator, check
@@ -40,9 +41,17 @@ GOOD: list[PlanItem] = [
     Firewall(True, True),
     Tunnel("ipip", "10.2.0.1/32"),
     Tunnel("flannel", ""),
+    ApiServer((), False),
+    ApiServer(("192.0.2.1", "2001:db8::1"), True),
     Summary(1, "here", True, 1, 0, 1),
 ]
 BAD: list[tuple[PlanItem, str]] = [
+    (ApiServer(("",), True), "one of its addresses is empty"),
+    (ApiServer(("192.0.2.1", ""), True), "one of its addresses is empty"),
+    (ApiServer(("nobody",), True), "'nobody' is not an IP address"),
+    (ApiServer(("192.0.2.1/32",), True), "'192.0.2.1/32' is not an IP address"),
+    (ApiServer(("2001:DB8::1",), True), "not an address in its usual form"),
+    (ApiServer(("fe80::1%eth0",), True), "has a zone"),
     (Route("0.0.0.0/0", "wireguard"), "as wide as a default route"),
     (Route("::/0", "private", "fd00::1"), "as wide as a default route"),
     (Route("128.0.0.0/1", "wireguard"), "as wide as a default route"),

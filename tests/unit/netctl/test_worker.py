@@ -8,13 +8,12 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 from kilo.bus import HOST, WIREGUARD
 from kilo.model.host import HostFacts
 from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, SetEntry
 from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, GROUPS_ROUTE, GROUPS_RULE
 from tests.feeding import Bus, eventually
+from tests.unit.netctl.far_end import FarEnd
 from tests.unit.netctl.hosts import ip, kernel_events, lines
 from tests.unit.netctl.plans import interface, key, node
 from tests.unit.netctl.worker_box import DESTINATIONS, OURS, PLAN_3, Box
@@ -259,7 +258,8 @@ def test_a_plan_whose_interface_cannot_be_had_changes_nothing(box: Box) -> None:
 def test_a_host_that_does_not_forward_is_told(box: Box) -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
     with box.worker(resync_period=0.1):
-        eventually(lambda: "net.ipv4.ip_forward" in (f := box.state().failing) or "ip_forward" in f)
+        failure = eventually(lambda: box.state().failing.get("ip_forward"))
+        assert failure.message.endswith("set net.ipv4.ip_forward to 1")
         assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == "0\n"
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         eventually(lambda: not box.state().failing)
@@ -274,40 +274,6 @@ def test_a_damaged_key_ends_the_worker_with_the_files_name(box: Box) -> None:
         assert any(f"{config.state_dir}/key is damaged" in line["msg"] for line in worker.log)
 
 
-class FarEnd:
-    """A second WireGuard on the host, which plays a peer and makes the handshake."""
-
-    def __init__(self, name: str, directory: Path) -> None:
-        self._name = name
-        self._key = directory / "far"
-        private = subprocess.run(["wg", "genkey"], check=True, capture_output=True, text=True).stdout
-        self._key.write_text(private)
-        self.public_key = subprocess.run(
-            ["wg", "pubkey"], check=True, capture_output=True, text=True, input=private
-        ).stdout.strip()
-
-    def start(self, peer: str, port: int) -> None:
-        """Begin to speak to ``peer``, here, from a port."""
-        subprocess.run(["wireguard-go", self._name], check=True, capture_output=True)
-        settings = f"""listen-port {port} private-key {self._key} peer {peer} endpoint 127.0.0.1:51820
-            allowed-ips 10.4.0.1/32 persistent-keepalive 1"""
-        subprocess.run(["wg", "set", self._name, *settings.split()], check=True)
-        ip(f"link set {self._name} up")
-
-    def move(self, port: int) -> None:
-        """Speak from another port from now on."""
-        subprocess.run(["wg", "set", self._name, "listen-port", str(port)], check=True)
-
-    def be_silent(self, peer: str) -> None:
-        """Speak no more without being spoken to."""
-        subprocess.run(["wg", "set", self._name, "peer", peer, "persistent-keepalive", "0"], check=True)
-
-
-@pytest.fixture
-def far(box: Box, tmp_path: Path) -> FarEnd:
-    return FarEnd(f"{box.host.interface}b", tmp_path)
-
-
 def test_peers_are_reported_with_what_wireguard_learnt(box: Box, far: FarEnd) -> None:
     with box.worker():
         peer = PlannedPeer(far.public_key, ("10.64.1.0/24",))
@@ -315,7 +281,7 @@ def test_peers_are_reported_with_what_wireguard_learnt(box: Box, far: FarEnd) ->
         box.applied()
         us = box.follow(HOST)
         facts: HostFacts = eventually(lambda: us.get("host"))
-        far.start(facts.public_key, 51999)
+        far.speak(facts.public_key, 51999)
         states = box.follow(WIREGUARD)
         state = eventually(lambda: (s := states.get(far.public_key)) and s.last_handshake and s, 12.0)
         assert (state.endpoint_ip, state.endpoint_port) == ("127.0.0.1", 51999)
@@ -341,7 +307,7 @@ def test_an_endpoint_learnt_by_roaming_beats_an_older_one_of_the_plan(box: Box, 
         box.plan(planned(51999))
         box.applied()
         us = box.follow(HOST)
-        far.start(eventually(lambda: us.get("host")).public_key, 51999)
+        far.speak(eventually(lambda: us.get("host")).public_key, 51999)
         states = box.follow(WIREGUARD)
         eventually(lambda: (s := states.get(far.public_key)) and s.last_handshake, 12.0)
         far.move(51997)

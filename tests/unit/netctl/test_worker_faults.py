@@ -15,11 +15,18 @@ from typing import Any
 
 import pytest
 
+from kilo.bus import HOST
 from kilo.model.host import Failure
 from kilo.model.plan import Rule, Summary
 from kilo.netctl import worker as module
-from kilo.netctl.netlink.messages import RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE
-from kilo.netctl.netlink.socket import Request
+from kilo.netctl.netlink.messages import (
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+)
 from kilo.worker import Context
 from tests.feeding import Running, eventually, running
 from tests.unit.netctl.faults import Refusing
@@ -36,20 +43,22 @@ class Faulty(Impatient):
 
     def __init__(self, context: Context) -> None:
         faults = Path(context.config.state_dir) / "faults"
-        accepted: list[Request] = []
+        accepted: list[int] = []
 
-        def refuse(request: Request) -> int:
+        def refuse(asked: int) -> int:
             try:
                 kind, number, spare = map(int, faults.read_text().split())
             except OSError:
                 return 0
-            if request.kind != kind:
+            if asked != kind:
                 return 0
-            accepted.append(request)
+            accepted.append(asked)
             return 0 if len(accepted) <= spare else number
 
         def make(*arguments: Any) -> Refusing:
-            return Refusing(refuse)
+            made = Refusing(lambda request: refuse(request.kind))
+            made.conceal = refuse
+            return made
 
         vars(module)["Netlink"] = make
         super().__init__(context)
@@ -66,10 +75,15 @@ class Deaf(Impatient):
 
 def faulty(box: Box, kind: int, number: int, spare: int = 0) -> AbstractContextManager[Running]:
     """The worker on a kernel with faults."""
+    fault(box, kind, number, spare)
+    return running("netctl", Faulty, box.config())
+
+
+def fault(box: Box, kind: int, number: int, spare: int = 0) -> None:
+    """The kernel has a fault from now on, if it is one that a ``Faulty`` worker sees."""
     faults = Path(box.config().state_dir) / "faults"
     faults.parent.mkdir(exist_ok=True)
     faults.write_text(f"{kind} {number} {spare}")
-    return running("netctl", Faulty, box.config())
 
 
 def failing(box: Box, count: int) -> dict[str, Failure]:
@@ -211,3 +225,48 @@ def test_one_object_that_drifts_and_cannot_be_repaired_leaves_the_plan_applied(b
         ip("route del 10.64.2.0/24")
         eventually(lambda: box.state().gauges["applied_generation"] == 2)
         assert box.state().gauges["unapplied_since"] == 0
+
+
+def test_a_host_that_cannot_be_read_fails_until_it_can_be(box: Box) -> None:
+    """Whatever else is done meanwhile: it is no plan's fault, and no plan's merit."""
+    with running("netctl", Faulty, box.config(resync_period=0.3)):
+        box.plan(PLAN_3)
+        box.applied()
+        fault(box, RTM_GETLINK, errno.ENOBUFS)
+        eventually(lambda: "host" in box.state().failing)
+        beat = box.state().beat
+        seen: list[str] = []
+        while len(seen) < 3:
+            if (state := box.state()).beat > beat:
+                beat = state.beat
+                seen.append(state.failing.get("host", Failure("", 0)).message)
+        assert seen == ["host: No buffer space available (ENOBUFS)"] * 3
+        mended(box)
+        eventually(lambda: not box.state().failing)
+
+
+def test_routes_that_could_not_be_read_before_the_plan_are_no_trouble_after_it(box: Box) -> None:
+    fault(box, RTM_GETROUTE, errno.ENOBUFS, spare=2)
+    with running("netctl", Faulty, box.config()):
+        eventually(lambda: "routes" in box.state().failing)
+        mended(box)
+        box.plan(PLAN_3)
+        box.applied()
+        eventually(lambda: not box.state().failing)
+
+
+class Inattentive(Impatient):
+    """Does not hear of default routes."""
+
+    def start(self) -> None:
+        super().start()
+        self._monitor.on_default = lambda: None
+
+
+def test_a_default_route_is_found_by_the_next_reading_of_everything(box: Box) -> None:
+    with running("netctl", Inattentive, box.config(resync_period=0.5)):
+        facts = box.follow(HOST)
+        eventually(lambda: "host" in facts and facts["host"].default_link == "eth0")
+        box.host.wire("eth1", "10.3.0.10/24")
+        ip("route replace default via 10.3.0.1")
+        eventually(lambda: facts["host"].default_link == "eth1", 3.0)

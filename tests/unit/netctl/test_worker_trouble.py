@@ -8,11 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from kilo.model.plan import Rule
 from tests.feeding import eventually
 from tests.unit.netctl.hosts import ip, stopped
-from tests.unit.netctl.plans import key, node
+from tests.unit.netctl.plans import key, mesh, node
 from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box
 
 
@@ -56,6 +57,30 @@ def test_a_device_that_stands_still_between_plans_stops_the_data_plane(box: Box)
         assert box.state().gauges["unapplied_since"] == 0
 
 
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_device_that_stands_still_in_the_middle_of_a_plan_is_waited_for(box: Box) -> None:
+    """When some of the peers are there, and nothing has been said of them yet."""
+    with box.worker() as worker:
+        box.plan(mesh(1))
+        box.applied()
+        more = [item for n in range(2, 1500) for item in node(n)]
+        box.plan({item.key: item for item in more})
+        eventually(lambda: len(box.peers()) > 1)
+        with stopped(box.host.programs()[0]):
+            eventually(lambda: "does not answer" in box.state().info.get("stopped", ""), 4.0)
+            assert worker.process.pid is not None
+            before, began = cpu_seconds(worker.process.pid), time.monotonic()
+            beat = box.state().beat
+            eventually(lambda: box.state().beat >= beat + 3)
+            used, passed = cpu_seconds(worker.process.pid) - before, time.monotonic() - began
+            assert used < passed / 4
+        eventually(lambda: len(box.peers()) == 1499, 20.0)
+
+
 def test_a_start_while_wireguard_go_stands_still(box: Box) -> None:
     with box.worker() as worker:
         box.plan(PLAN_3)
@@ -96,6 +121,31 @@ FOUGHT = {
     "interface/settings": "wg set {name} listen-port 51999",
     f"peer/{key(2)}": f"wg set {{name}} peer {key(2)} remove",
 }
+
+
+def test_who_takes_the_address_away_again_and_again_is_not_raced(box: Box) -> None:
+    """By itself: with the address the kernel takes routes."""
+    name = box.host.interface
+    with box.worker():
+        box.plan(PLAN_3)
+        box.applied()
+        with opponents([f"ip addr del 10.4.0.1/16 dev {name}"]):
+            eventually(lambda: f"fight/address/{name}/10.4.0.1/16" in box.state().failing, 20.0)
+        eventually(lambda: not box.state().failing, 20.0, "that it is over")
+        eventually(lambda: "10.4.0.1/16" in ip("addr") and box.routes() == DESTINATIONS)
+
+
+def test_a_fight_over_what_is_no_longer_wanted_is_over(box: Box) -> None:
+    key_of_route = "route/0/10.64.1.0/24"
+    with box.worker():
+        box.plan(PLAN_3)
+        box.applied()
+        with opponents([FOUGHT[key_of_route]]):
+            eventually(lambda: f"fight/{key_of_route}" in box.state().failing, 20.0)
+            eventually(lambda: "10.64.1.0/24" not in box.routes())
+            box.plan({}, (key_of_route,))
+        eventually(lambda: not box.state().gauges["unapplied_since"], 2.0)
+        eventually(lambda: not box.state().failing, 10.0, "that it is over")
 
 
 def test_who_undoes_our_work_again_and_again_is_not_raced(box: Box) -> None:

@@ -30,7 +30,7 @@ class Impatient(NetctlWorker):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        fights.FIRST, self._fights.calm = 0.25, 2.0
+        fights.FIRST, fights.LIMIT, self._fights.calm = 0.25, 4.0, 2.0
 
 
 class Box:

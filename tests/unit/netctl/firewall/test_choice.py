@@ -174,6 +174,44 @@ def test_the_host_shows_what_it_uses_while_we_run(host: Namespace) -> None:
     assert agent.resync() == []
 
 
+def test_what_failed_of_the_other_fails_no_more(host: Namespace) -> None:
+    """Of the firewall that was chosen first, and of the end of the one that is chosen then."""
+    failing: dict[str, str] = {}
+
+    def note(outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            failing.pop(outcome.key, None)
+            if outcome.error:
+                failing[outcome.key] = outcome.error
+
+    Agent(host, flag="legacy").plan(ALL, *SAMPLE)
+    for kind in PROGRAMS:
+        nat = (PROGRAMS[kind][0], "-t", "nat")
+        if kind == "nftables":
+            host.run(*nat, "-N", "KILO-NAT")
+        host.run(*nat, "-N", "MINE")
+        host.run(*nat, "-A", "MINE", "-j", "KILO-NAT")
+    agent = Agent(host, flag="auto")
+    note(agent.plan(ALL, *SAMPLE))
+    assert failing.keys() == {"nat-v4"} and agent.backend.told.startswith("nftables")
+    host.run("iptables-nft", "-t", "nat", "-F", "MINE")
+    agent.clock.now += 1
+    note(agent.resync())
+    assert failing.keys() == {"the legacy firewall"}
+    host.run("iptables-nft", "-t", "nat", "-N", "KILO-NAT")
+    host.run("iptables-nft", "-t", "nat", "-A", "MINE", "-j", "KILO-NAT")
+    note(agent.resync())
+    assert failing.keys() == {"the legacy firewall", "nat-v4"}
+    host.run("iptables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY")
+    note(agent.resync())
+    assert agent.backend.told.startswith("legacy")
+    assert failing.keys() == {"the nftables firewall"}
+    host.run("iptables-nft", "-t", "nat", "-F", "MINE")
+    agent.clock.now += 1
+    note(agent.step())
+    assert failing == {}
+
+
 def everything(host: Namespace) -> list[str]:
     lines = [host.run(f"{p}-save", "-c") for kind in PROGRAMS for p in PROGRAMS[kind]]
     lines += [host.run("ipset", "save"), host.run("nft", "list", "ruleset")]

@@ -99,7 +99,7 @@ def test_what_somebody_changes_of_ours_is_back_within_a_second(watching: Watchin
     watching.nft(command)
     watching.eventually(lambda: watching.nft("list ruleset") == whole)
     assert not [outcome for outcome in watching.outcomes if outcome.error]
-    assert watching.outcomes[-1].repair
+    watching.eventually(lambda: watching.outcomes[-1].repair)
 
 
 def test_our_rules_in_the_chains_of_iptables_are_back_within_a_second(

@@ -22,9 +22,9 @@ from kilo.netctl.firewall.nft_messages import (
     new_table,
 )
 from kilo.netctl.firewall.nft_messages import Hook as NftHook
-from kilo.netctl.firewall.nft_socket import NETLINK_NETFILTER, NftSocket
+from kilo.netctl.firewall.nft_socket import NftSocket
 from kilo.netctl.netlink.attributes import attribute
-from kilo.netctl.netlink.socket import Events, Request
+from kilo.netctl.netlink.socket import NETLINK_NETFILTER, Events, Request
 from kilo.netctl.reconcile import Outcome
 from tests.unit.netctl.firewall.hosts import (
     PROGRAMS,
