@@ -49,11 +49,11 @@ check: setup ## format, lint, types, import rules, dead code
 	$(BIN)/vulture
 
 .PHONY: test
-test: check ## everything in check, and every test but those of make test-vm
-	$(BIN)/pytest -m "not vm"
+test: check packages-vm ## everything in check, and every test
+	$(BIN)/pytest
 
 .PHONY: unit
-unit: setup ## the tests without the end-to-end ones
+unit: setup ## the tests but the end-to-end ones and those in a virtual machine
 	$(BIN)/pytest -m "not e2e and not vm"
 
 .PHONY: test-vm

@@ -43,6 +43,7 @@ class Config(msgspec.Struct, frozen=True):
     mtu: int = 1420
     port: int = 51820
     prioritise_private_addresses: bool = False
+    require_sandbox: bool = False
     resync_period: float = 30.0
     run_dir: str = "/run/kilo"
     service_cidr: tuple[str, ...] = ()
@@ -288,6 +289,14 @@ FLAGS: tuple[Flag, ...] = (
         _boolean,
         _BOOL,
         "Prefer a private address as endpoint.",
+        True,
+    ),
+    Flag(
+        "require-sandbox",
+        _boolean,
+        _BOOL,
+        "End if a worker cannot be restricted in full; otherwise that is said once. For a worker alone: "
+        "restrict it, which is otherwise left to whoever starts it.",
         True,
     ),
     Flag(

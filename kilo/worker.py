@@ -22,7 +22,8 @@ from kilo.config import Config
 from kilo.errors import KiloError, PermanentError, TakenError, TemporaryError
 from kilo.leash import CLEANED, END, GO, HOLD, LEVEL_ORDERS, QUIT, STARTED, TAKEN
 from kilo.log import Logger, complain
-from kilo.model.host import Failure, WorkerState
+from kilo.model.host import Failure, Sandbox, WorkerState
+from kilo.sandbox import read_status, shown
 
 T = TypeVar("T")
 HEARTBEAT = 1.0
@@ -66,6 +67,7 @@ class Reporter:
         self.errors: dict[str, int] = {}
         self.gauges: dict[str, float] = {}
         self.info: dict[str, str] = {}
+        self.sandbox: Sandbox | None = None
 
     def ready(self) -> None:
         """This worker does its job from now on."""
@@ -111,6 +113,7 @@ class Reporter:
             errors=dict(self.errors),
             gauges=dict(self.gauges),
             info=dict(self.info),
+            sandbox=self.sandbox,
         )
 
 
@@ -241,17 +244,19 @@ def run(
     config: Config,
     leash: int | None = None,
     only_clean_up: bool = False,
+    sandbox: Sandbox | None = None,
 ) -> int:
     """Run a worker until it is told to end; its exit status.
 
     ``leash``: this worker's end of the line to its parent, None if it runs alone. ``only_clean_up``: it
-    does not start, but cleans up after earlier ones.
+    does not start, but cleans up after earlier ones. ``sandbox``: what it was restricted to.
     """
     try:
         context = Context(name, config)
     except (PermanentError, TemporaryError) as e:
         complain(f"kg {name}: {e}")
         return EXIT_PERMANENT if isinstance(e, PermanentError) else EXIT_CRASH
+    context.report.sandbox = sandbox or shown(read_status())
     life = _Life(context, leash)
     if only_clean_up:
         life.end(clean_up=True)

@@ -10,6 +10,7 @@ from kilo.cli.status import Heard
 from kilo.config import Config
 from kilo.doctor import agent, api, host
 from kilo.doctor.finding import Finding
+from kilo.sandbox.profiles import join_groups
 
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "unknown": "?   "}
 
@@ -34,6 +35,7 @@ def findings(config: Config) -> Iterator[Finding]:
         except OSError as e:
             yield Finding(check.__name__.replace("_", " "), "unknown", f"cannot be looked at: {e}")
     yield from api.checks(config)
+    join_groups()
     heard = Heard(config.run_dir, config.cni)
     yield from agent.running(bool(heard.states), heard.reasons())
     if heard.states:

@@ -93,7 +93,7 @@ def run_alone(name: str, config: Config) -> int:
     hold_signals()
     own_outputs()
     child = import_module("kilo.supervisor.child")
-    return int(child.run_worker(name, config))
+    return int(child.run_alone(name, config))
 
 
 def clean_up(config: Config, words: list[str]) -> int:

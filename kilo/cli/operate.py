@@ -19,6 +19,7 @@ from kilo.config import Config, FlagError
 from kilo.errors import KiloError
 from kilo.log import LEVELS
 from kilo.model.host import WorkerState
+from kilo.sandbox.profiles import join_groups
 from kilo.supervisor.control import RESTART_LIMIT, Reply, Request, ask, control_path
 
 NOT_RUNNING = 3
@@ -108,6 +109,7 @@ def tail(config: Config, words: list[str]) -> int:
     """Print every message of one worker's topics, or of all, as JSON lines until interrupted."""
     if words and words[0] not in WORKERS:
         raise FlagError(f"kg tail: {words[0]!r} is not a worker; there are {', '.join(WORKERS)}")
+    join_groups()
     loop = Loop()
 
     def show(topic: str) -> Any:

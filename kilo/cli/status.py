@@ -11,10 +11,11 @@ import msgspec
 from kilo.bus import PLAN, PROBLEMS, WIREGUARD, WORKERS, Change, Loop, Subscription, state_of
 from kilo.config import Config
 from kilo.errors import KiloError, TemporaryError
-from kilo.model.host import Failure, WorkerState
+from kilo.model.host import Failure, Sandbox, WorkerState
 from kilo.model.node import Problem
 from kilo.model.plan import Summary
 from kilo.model.readiness import APPLIED, WAITING_FOR, WorkerView, not_ready
+from kilo.sandbox.profiles import join_groups
 from kilo.supervisor.control import Reply, Request, WorkerStatus, ask
 
 HEALTHY, DEGRADED, NOT_RUNNING = 0, 1, 3
@@ -23,6 +24,8 @@ LISTEN_FOR = 1.5
 HANDSHAKE_LIMIT = 180
 """Seconds; WireGuard makes a new handshake within them where there is traffic."""
 MOST_NAMED = 100
+MANY_RIGHTS = 10
+"""Capabilities; a process with as many may do as it likes."""
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -42,6 +45,7 @@ class Worker(msgspec.Struct, frozen=True):
     waiting_for: str = ""
     failing: dict[str, Failure] = {}
     errors: dict[str, int] = {}
+    sandbox: Sandbox | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -97,18 +101,19 @@ def main(config: Config, output: str) -> int:
 
 def look(config: Config) -> Status:
     """Listen to the bus and ask the parent."""
+    join_groups()
     heard = Heard(config.run_dir, config.cni)
     parent: Reply | None = None
-    note = ""
+    note = refused = ""
     try:
         parent = ask(config.run_dir, Request("status"))
     except TemporaryError:
         note = "no parent; each worker runs alone"
     except KiloError as e:
-        note = str(e)
+        note = refused = str(e)
     if not heard.states and parent is None:
         directory = config.run_dir
-        note = f"kg does not run here: nothing answers in {directory}"
+        note = refused or f"kg does not run here: nothing answers in {directory}"
         if os.path.exists(directory) and not os.access(directory, os.R_OK | os.X_OK):
             note = f"no right to look at {directory}; only root may"
         return Status(config.hostname, running=False, healthy=False, reasons=[note], note=note)
@@ -210,6 +215,7 @@ def _worker(name: str, state: WorkerState | None, seen: WorkerStatus | None) -> 
             waiting_for=state.info.get(WAITING_FOR, ""),
             failing=state.failing,
             errors=state.errors,
+            sandbox=state.sandbox,
         )
     if seen is None:
         return line
@@ -231,7 +237,8 @@ def text_of(status: Status) -> str:
     lines += [f"  ! {reason}" for reason in status.reasons]
     if status.note:
         lines.append(f"  {status.note}")
-    lines += ["", *_table(_rows(status.workers)), "", _plan_line(status.plan)]
+    lines += ["", *_table(_rows(status.workers)), *_sandbox_lines(status.workers)]
+    lines += ["", _plan_line(status.plan)]
     if status.firewall:
         lines.append(f"firewall: {status.firewall}")
     shakes = status.wireguard
@@ -272,7 +279,18 @@ def _rows(workers: list[Worker]) -> list[list[str]]:
     def known(value: float | None, shown: str) -> str:
         return "-" if value is None else shown
 
-    head = ["WORKER", "PID", "STATE", "UPTIME", "RESTARTS", "MEMORY", "CPU", "LAST ERROR"]
+    head = [
+        "WORKER",
+        "PID",
+        "STATE",
+        "UPTIME",
+        "RESTARTS",
+        "MEMORY",
+        "CPU",
+        "USER",
+        "CAPABILITIES",
+        "LAST ERROR",
+    ]
     return [head] + [
         [
             w.worker,
@@ -282,10 +300,28 @@ def _rows(workers: list[Worker]) -> list[list[str]]:
             known(w.restarts, str(w.restarts)),
             known(w.memory_bytes, f"{(w.memory_bytes or 0) / 2**20:.0f} MiB"),
             known(w.cpu_seconds, f"{w.cpu_seconds or 0:.1f} s"),
+            str(w.sandbox.uid) if w.sandbox else "-",
+            _capabilities(w.sandbox),
             w.last_error,
         ]
         for w in workers
     ]
+
+
+def _capabilities(sandbox: Sandbox | None) -> str:
+    """The capabilities of a worker."""
+    if sandbox is None:
+        return "-"
+    return (",".join(sandbox.capabilities) or "none") if len(sandbox.capabilities) < MANY_RIGHTS else "all"
+
+
+def _sandbox_lines(workers: list[Worker]) -> list[str]:
+    """What should have been restricted and is not, once each, with the workers it is true of."""
+    found: dict[str, list[str]] = {}
+    for worker in workers:
+        for refusal in worker.sandbox.refused if worker.sandbox else ():
+            found.setdefault(refusal, []).append(worker.worker)
+    return [f"not restricted: {', '.join(names)}: {refusal}" for refusal, names in found.items()]
 
 
 def _table(rows: list[list[str]]) -> list[str]:

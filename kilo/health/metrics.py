@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 GAUGES_MAX = 100
 PEERS_MAX = 5_000
+LABEL_MAX = 200
 RECONCILES = "reconciles_total"
 _TAKEN = (RECONCILES, "leader", "nodes", "peers", "problems")
 """What workers report under names of ours, with the same meaning: served from where it is newest."""
@@ -123,6 +124,11 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     cpu = _counter("process_cpu_seconds_total", "CPU time of the worker's process.", "worker")
     resident = _gauge("process_resident_memory_bytes", "Resident memory of the worker's process.", "worker")
     fds = _gauge("process_open_fds", "Open file descriptors of the worker's process.", "worker")
+    may = ("worker", "uid", "capabilities", "no_new_privs", "seccomp", "landlock")
+    sandbox = _gauge("worker_sandbox_info", "What the worker's process may, as the kernel says.", *may)
+    unrestricted = _gauge(
+        "worker_sandbox_refused", "Restrictions that the worker should have and has not.", "worker"
+    )
     start = _gauge("process_start_time_seconds", "Unix time of the worker's start.", "worker")
     for name, view in snapshot.workers.items():
         state = view.state
@@ -138,7 +144,11 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
         resident.add_metric([name], state.resident_bytes)
         fds.add_metric([name], state.open_fds)
         start.add_metric([name], state.started)
-    yield from (up, is_ready, age, failing, cpu, resident, fds, start)
+        if (has := state.sandbox) is not None:
+            flags = (str(int(has.no_new_privs)), str(int(has.seccomp)), str(has.landlock))
+            sandbox.add_metric([name, str(has.uid), ",".join(has.capabilities)[:LABEL_MAX], *flags], 1)
+            unrestricted.add_metric([name], len(has.refused))
+    yield from (up, is_ready, age, failing, cpu, resident, fds, start, sandbox, unrestricted)
 
 
 def _own_gauges(snapshot: Snapshot) -> Iterator[Metric]:

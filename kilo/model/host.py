@@ -51,12 +51,27 @@ class Failure(msgspec.Struct, frozen=True, gc=False):
     since: int
 
 
+class Sandbox(msgspec.Struct, frozen=True, gc=False):
+    """What a process may, as the kernel says: its user and groups, its capabilities by name, whether it can
+    gain none (``no_new_privs``) and has a seccomp filter; and by its own word the version of Landlock's
+    interface that it is restricted by, 0 for none, and ``refused``: what should have been and is not."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    capabilities: tuple[str, ...]
+    no_new_privs: bool
+    seccomp: bool
+    landlock: int = 0
+    refused: tuple[str, ...] = ()
+
+
 class WorkerState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A worker about itself, sent at every heartbeat (about one a second).
 
     ``phase``: starting, ready, stopping. ``failing``: what does not work now, by a stable key.
     ``errors``: count by event, as kilo_errors_total has them. ``gauges``: name to value, metric
-    names without the ``kilo_`` prefix. ``info``: short facts for a person.
+    names without the ``kilo_`` prefix. ``info``: short facts for a person. ``sandbox``: what it may.
     """
 
     worker: str
@@ -71,3 +86,4 @@ class WorkerState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     errors: dict[str, int] = {}
     gauges: dict[str, float] = {}
     info: dict[str, str] = {}
+    sandbox: Sandbox | None = None

@@ -79,7 +79,8 @@ def _who(found: _Socket) -> str:
         name = pwd.getpwuid(found.uid).pw_name
     except KeyError:
         name = str(found.uid)
-    return f"the user {name}, in another container or in the kernel (such as another WireGuard interface)"
+    hidden = "a process that netctl may not look at (kg doctor does), or the kernel, as for another device"
+    return f"the user {name}: {hidden}"
 
 
 def _process(inode: int) -> str | None:

@@ -24,6 +24,7 @@ from kilo.errors import PermanentError
 from kilo.leash import END, GO, QUIT
 from kilo.log import Logger, complain, own_outputs
 from kilo.model.readiness import WorkerView, not_ready
+from kilo.sandbox.profiles import join_groups
 from kilo.supervisor import child, forkserver
 from kilo.supervisor.control import ControlServer
 from kilo.supervisor.ending import Ending
@@ -55,6 +56,7 @@ class Supervisor:
         self._notifier = Notifier(os.environ)
         self._awaited = set(WAITS_FOR)
         self._mended = float("-inf")
+        join_groups()
         prepare_run_dir(config.run_dir)
         self.control = ControlServer(self.loop, config.run_dir, self.log, group_of(config.control_group))
         keep_temporary_files_in(config.run_dir)
@@ -117,7 +119,8 @@ class Supervisor:
         self._notifier.tell(all(worker.started for worker in self.workers.values()), status)
 
     def _reach_again(self) -> None:
-        """Somebody removed what is in ``--run-dir``. Workers make their own sockets again."""
+        """Somebody removed what is in ``--run-dir``. Workers may use the directories that were there when
+        they were started, and no others: so they are started again."""
         try:
             prepare_run_dir(self.config.run_dir)
             if not self.control.reachable:
@@ -129,6 +132,8 @@ class Supervisor:
             self.ending.begin(QUIT)
         else:
             self.log.warn("files in --run-dir were removed; made again", directory=self.config.run_dir)
+            for worker in self.workers.values():
+                worker.restart()
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.e2e
 NODES = 40
 PERIOD = 5.0
 """Seconds between two check-ins of a node: six times as often as in use."""
-SECONDS = 20.0
-"""Of rest: two minutes' worth of check-ins, and four looks at the peers."""
+SECONDS = 60.0
+"""Of rest: six minutes' worth of check-ins, and twelve looks at the peers."""
 FORKS = "clone,clone3,fork,vfork,execve"
 CHANGES = re.compile(
     r"RTM_(?:NEW|DEL|SET)\w+|NFT_MSG_(?:NEW|DEL)\w+|BATCH_BEGIN|set=1|IPT_SO_SET_REPLACE|"

@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from kilo.sandbox.profiles import code
 from tests.lab.namespaces import ALL, NET, call_inside, call_unshared
+from tests.lab.opened import hidden
 
 T = TypeVar("T")
 HOLDER = "kilo-lab-holder"
@@ -40,6 +42,19 @@ ln -s /run/machine/lib/* /var/lib/
 rm -rf /etc/hosts /etc/hostname /etc/resolv.conf /etc/cni /var/lib/kilo /var/lib/cni
 mkdir -p /etc/cni/net.d /var/lib/kilo
 hostname "$1"
+number=0
+for path in $4; do  # what everybody may read, of directories that only root may go through
+  number=$((number + 1))
+  mkdir -p "/run/machine/code/$number"
+  mount --bind "$path" "/run/machine/code/$number"
+done
+for folder in $5; do mount -t tmpfs -o mode=755 tmpfs "$folder"; done
+number=0
+for path in $4; do
+  number=$((number + 1))
+  mkdir -p "$path"
+  mount --bind "/run/machine/code/$number" "$path"
+done
 printf '127.0.0.1 localhost\n::1 localhost\n' > /etc/hosts
 : > /etc/resolv.conf
 ip link set lo up
@@ -69,9 +84,11 @@ class Host:
         self.name = name
         self.logs = logs
         self._processes: list[subprocess.Popen[bytes]] = []
+        closed = hidden(code())
+        opened = (" ".join(closed), " ".join(sorted(set(closed.values()))))
         holder = call_unshared(
             lambda: subprocess.Popen(
-                ["sh", "-c", _SET_UP, f"{HOLDER}:{os.getpid()}:{name}", name, sys.executable, _HOLD],
+                ["sh", "-c", _SET_UP, f"{HOLDER}:{os.getpid()}:{name}", name, sys.executable, _HOLD, *opened],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -36,7 +36,7 @@ def test_a_process_is_named_and_looked_for_once(host: Host, monkeypatch: pytest.
         assert holder.of(51820) == who
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("0.0.0.0", 51820))
-        assert holder.of(51820).startswith("the user root, in another container or in the kernel")
+        assert holder.of(51820).startswith("the user root: a process that netctl may not look at")
 
 
 def test_control_characters_of_a_command_line_go_nowhere(host: Host) -> None:
@@ -55,4 +55,4 @@ def test_a_socket_of_the_kernels_own_is_no_process(host: Host) -> None:
     ip("link add vx0 type vxlan id 7 dstport 51820 dev lo")
     ip("link set vx0 up")
     assert not ports.is_free(51820)
-    assert ports.Holder().of(51820).startswith("the user root, in another container or in the kernel")
+    assert ports.Holder().of(51820).startswith("the user root: a process that netctl may not look at")

@@ -1,0 +1,42 @@
+"""Processes that give up their privileges, and a directory that all of them can reach."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.sandbox import deeds
+
+Inside = Callable[..., Any]
+
+
+def command(deed: str, *arguments: object) -> list[str]:
+    """Runs a function of deeds.py in a mount namespace of its own."""
+    inner = [sys.executable, "-m", "tests.unit.sandbox.room", deed, json.dumps(arguments)]
+    return ["unshare", "--mount", *inner]
+
+
+def inside(deed: Callable[..., Any], *arguments: object) -> Any:
+    """What ``deed`` returns, called in a process of its own."""
+    assert getattr(deeds, deed.__name__) is deed
+    ran = subprocess.run(command(deed.__name__, *arguments), capture_output=True, text=True, timeout=30)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that everybody may go through, unlike pytest's own."""
+    path = Path(tempfile.mkdtemp(prefix=f"kgs-{os.getpid()}-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)

@@ -1,0 +1,119 @@
+"""The profiles beside the table of DESIGN.md and the deployment's manifests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from kilo.bus import WORKERS
+from kilo.config import Config
+from kilo.sandbox import Access, Profile
+from kilo.sandbox.profiles import HEARS, IDS, profile_for, with_identity_as_it_is
+from tests.unit.deploy.test_least_privilege import HEARS as IN_THE_MANIFESTS
+
+CONFIG = Config(run_dir="/run/kilo")
+ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+CHANGE = Access.WRITE | Access.MAKE
+OWN = {name: f"/run/kilo/{name}" for name in WORKERS}
+
+
+def profile(worker: str, config: Config = CONFIG) -> Profile:
+    return profile_for(worker, config, ENVIRONMENT)
+
+
+def with_right(found: Profile, access: Access) -> set[str]:
+    return {rule.path for rule in found.rules if rule.access & access}
+
+
+@pytest.mark.parametrize(
+    "worker, more",
+    [
+        ("watcher", set()),
+        ("mesh", set()),
+        ("netctl", {"/var/lib/kilo", "/run/wireguard", "/run/xtables.lock", "/dev/net/tun"}),
+        ("cni", {"/etc/cni/net.d"}),
+        ("health", set()),
+    ],
+)
+def test_what_each_may_write(worker: str, more: set[str]) -> None:
+    assert with_right(profile(worker), CHANGE) == {OWN[worker], "/dev/null"} | more
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_identities_and_capabilities(worker: str) -> None:
+    found = profile(worker)
+    privileged = worker == "netctl"
+    assert found.capabilities == (("NET_ADMIN", "NET_RAW") if privileged else ())
+    assert found.ambient == (("NET_ADMIN",) if privileged else ())
+    assert found.uid == (0 if worker in ("netctl", "cni") else IDS[worker])
+    assert set(found.groups) == {IDS[name] for name in (worker, *HEARS[worker])}
+    assert (found.home, found.home_group) == (OWN[worker], IDS[worker])
+
+
+def test_who_hears_whom_is_as_deployed() -> None:
+    assert {name: set(heard) for name, heard in HEARS.items()} == IN_THE_MANIFESTS
+
+
+def test_programs_and_ports() -> None:
+    assert {w: with_right(profile(w), Access.EXECUTE) for w in ("watcher", "mesh", "cni")} == {
+        "watcher": set(),
+        "mesh": set(),
+        "cni": set(),
+    }
+    assert "/usr/bin/dot" in with_right(profile("health"), Access.EXECUTE)
+    assert "/usr/bin/wireguard-go" in with_right(profile("netctl"), Access.EXECUTE)
+    assert {w: (profile(w).bind, profile(w).connect) for w in WORKERS} == {
+        "watcher": ((), None),
+        "mesh": ((), ()),
+        "netctl": ((), ()),
+        "cni": ((), ()),
+        "health": ((1107,), ()),
+    }
+
+
+@pytest.mark.parametrize("worker", WORKERS)
+def test_nobody_reads_the_root_or_homes_and_only_netctl_the_key(worker: str) -> None:
+    paths = with_right(profile(worker), Access.READ)
+    closed = {"/", "/root", "/home", "/run", "/var", "/var/lib", os.path.expanduser("~")}
+    if worker != "netctl":
+        closed |= {"/proc", "/var/lib/kilo"}
+    assert not paths & closed
+
+
+def test_the_token_is_the_watchers_alone() -> None:
+    token = "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert {w for w in WORKERS if token in with_right(profile(w), Access.READ)} == {"watcher"}
+
+
+def test_a_directory_on_the_path_is_not_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), "", "/", *sys.path])
+    paths = with_right(profile("mesh"), Access.READ)
+    assert str(tmp_path) not in paths
+    assert "/" not in paths
+
+
+def test_a_kubeconfig_opens_the_directories_of_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("users: [{name: a, user: {tokenFile: /srv/token, exec: {command: get-token}}}]")
+    found = profile("watcher", Config(kubeconfig=str(path)))
+    assert {str(tmp_path), "/srv"} <= with_right(found, Access.READ)
+    assert {str(path), "/srv/token"} <= set(found.reach)
+    assert "/usr/bin" in with_right(found, Access.EXECUTE)
+    assert not found.scope_sockets
+
+
+def test_without_cni_nothing_is_written() -> None:
+    assert with_right(profile("cni", Config(cni=False, run_dir="/run/kilo")), CHANGE) == {
+        OWN["cni"],
+        "/dev/null",
+    }
+
+
+def test_alone_a_worker_stays_who_it_is() -> None:
+    found = with_identity_as_it_is(profile("netctl"))
+    assert (found.uid, found.gid, found.home) == (os.geteuid(), os.getegid(), "")
+    assert found.capabilities == ("NET_ADMIN", "NET_RAW")
+    assert found.rules == profile("netctl").rules
