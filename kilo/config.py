@@ -46,6 +46,7 @@ class Config(msgspec.Struct, frozen=True):
     require_sandbox: bool = False
     resync_period: float = 30.0
     run_dir: str = "/run/kilo"
+    sandbox: str = "capabilities"
     service_cidr: tuple[str, ...] = ()
     state_dir: str = "/var/lib/kilo"
     subnet: str = "10.4.0.0/16"
@@ -295,8 +296,8 @@ FLAGS: tuple[Flag, ...] = (
         "require-sandbox",
         _boolean,
         _BOOL,
-        "End if a worker cannot be restricted in full; otherwise that is said once. For a worker alone: "
-        "restrict it, which is otherwise left to whoever starts it.",
+        "End if a worker cannot be restricted as --sandbox says; otherwise that is said once. For a worker "
+        "alone: restrict it, which is otherwise left to whoever starts it.",
         True,
     ),
     Flag(
@@ -310,6 +311,13 @@ FLAGS: tuple[Flag, ...] = (
         _run_dir,
         f"an absolute path of at most {MOST_RUN_DIR} bytes",
         "Where the workers' sockets are.",
+    ),
+    Flag(
+        "sandbox",
+        choice("off", "capabilities", "full"),
+        "off, capabilities or full",
+        "What the parent takes from the workers that they do not need: capabilities and system calls, "
+        "or also users and files.",
     ),
     Flag("service-cidr", _networks, _CIDRS, "Never masqueraded.", repeatable=True),
     Flag("state-dir", _path, "an absolute path", "Where the private key is."),

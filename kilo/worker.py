@@ -23,10 +23,12 @@ from kilo.errors import KiloError, PermanentError, TakenError, TemporaryError
 from kilo.leash import CLEANED, END, GO, HOLD, LEVEL_ORDERS, QUIT, STARTED, TAKEN
 from kilo.log import Logger, complain
 from kilo.model.host import Failure, Sandbox, WorkerState
-from kilo.sandbox import read_status, shown
+from kilo.sandbox import Confined, Places, read_status, shown
 
 T = TypeVar("T")
 HEARTBEAT = 1.0
+LOOK_EVERY = 2.0
+"""Seconds between two looks at whether a confined worker's paths still are what they were."""
 MEASURE_EVERY = 5
 EXIT_PERMANENT = 2
 EXIT_CRASH = 1
@@ -191,6 +193,16 @@ class _Life:
         self.ending, self.clean_up = True, clean_up
         self._loop.stop()
 
+    def keep_to(self, places: Places) -> None:
+        """End, to be started again, when what this process may use was replaced by something else."""
+
+        def look() -> None:
+            if not self.ending and (path := places.moved()):
+                self._log.warn("another file or directory was put there; ending for a restart", path=path)
+                self.end(clean_up=False)
+
+        self._loop.call_every(LOOK_EVERY, look)
+
     def say(self, word: bytes) -> None:
         """To the parent, if there is one."""
         if self._leash is not None:
@@ -238,26 +250,35 @@ class _Life:
                 self.end(clean_up=False)
 
 
+def _tell_rights(context: Context, life: _Life, confined: Confined | None) -> None:
+    """Report what this process may, and keep to what it was restricted to."""
+    context.report.sandbox = confined.sandbox if confined else shown(read_status())
+    if confined:
+        life.keep_to(confined.places)
+        if refused := confined.sandbox.refused:
+            context.log.warn("not all is restricted that should be; going on", refused=list(refused))
+
+
 def run(
     name: str,
     factory: Callable[[Context], Worker],
     config: Config,
     leash: int | None = None,
     only_clean_up: bool = False,
-    sandbox: Sandbox | None = None,
+    confined: Confined | None = None,
 ) -> int:
     """Run a worker until it is told to end; its exit status.
 
     ``leash``: this worker's end of the line to its parent, None if it runs alone. ``only_clean_up``: it
-    does not start, but cleans up after earlier ones. ``sandbox``: what it was restricted to.
+    does not start, but cleans up after earlier ones. ``confined``: what this process was restricted to.
     """
     try:
         context = Context(name, config)
     except (PermanentError, TemporaryError) as e:
         complain(f"kg {name}: {e}")
         return EXIT_PERMANENT if isinstance(e, PermanentError) else EXIT_CRASH
-    context.report.sandbox = sandbox or shown(read_status())
     life = _Life(context, leash)
+    _tell_rights(context, life, confined)
     if only_clean_up:
         life.end(clean_up=True)
     try:

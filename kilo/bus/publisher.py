@@ -22,6 +22,8 @@ T = TypeVar("T")
 BEACON_PERIOD = 5.0
 SNAPSHOT_GAP = 0.05
 QUEUE = 1000
+MOST_WANTED = 64
+"""Bytes of what a subscriber sends: the name of a topic. What it wants is remembered."""
 
 
 class Outlet:
@@ -41,7 +43,7 @@ class Outlet:
         socket = loop.context.socket(zmq.XPUB)
         socket.set(zmq.XPUB_VERBOSE, 1)
         socket.set(zmq.SNDHWM, QUEUE)
-        socket.set(zmq.MAXMSGSIZE, 1024)
+        socket.set(zmq.MAXMSGSIZE, MOST_WANTED)
         socket.set(zmq.LINGER, 200)
         self._socket = socket
         self._endpoint = endpoint(run_dir, worker)

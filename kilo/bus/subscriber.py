@@ -17,6 +17,8 @@ from kilo.errors import ProtocolError
 T = TypeVar("T")
 RECONNECT_MS = 50
 QUEUE = 1000
+FEW = 20
+"""Messages that wait, of a topic whose value is small: the newest says it all."""
 BATCH = 100
 RESUBSCRIBE_GAP = 1.0
 
@@ -62,8 +64,8 @@ class Subscription(Generic[T]):
         self._asked = False
         self._name = topic.name.encode()
         socket = loop.context.socket(zmq.SUB)
-        socket.set(zmq.RCVHWM, QUEUE)
-        socket.set(zmq.MAXMSGSIZE, MAX_MESSAGE)
+        socket.set(zmq.RCVHWM, QUEUE if topic.most == MAX_MESSAGE else FEW)
+        socket.set(zmq.MAXMSGSIZE, topic.most)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, 0)
         socket.set(zmq.LINGER, 0)

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from kilo.bus.wire import Frame, hook
+from kilo.bus.wire import MAX_MESSAGE, MAX_STATE, Frame, hook
 from kilo.model.host import HostFacts, WireGuardPeerState, WorkerState
 from kilo.model.node import Announcement, ClusterItem, Problem
 from kilo.model.plan import CniTarget, PlanItem
@@ -37,11 +37,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Topic(Generic[T]):
-    """A topic's name, its only producer, and the codec of its frames."""
+    """A topic's name, its only producer, how many bytes a message may have, and the codec of its frames."""
 
     name: str
     producer: str
     value: Any
+    most: int = MAX_MESSAGE
     decoder: msgspec.msgpack.Decoder[Frame[T]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -58,7 +59,7 @@ TOPOLOGY: Topic[TopologyItem] = Topic("topology", "mesh", TopologyItem)
 HOST: Topic[HostFacts] = Topic("host", "netctl", HostFacts)
 WIREGUARD: Topic[WireGuardPeerState] = Topic("wireguard", "netctl", WireGuardPeerState)
 HELD: Topic[bool] = Topic("held", "netctl", bool)
-STATES: dict[str, Topic[WorkerState]] = {w: Topic(f"{w}.state", w, WorkerState) for w in WORKERS}
+STATES: dict[str, Topic[WorkerState]] = {w: Topic(f"{w}.state", w, WorkerState, MAX_STATE) for w in WORKERS}
 ALL: tuple[Topic[Any], ...] = (
     CLUSTER,
     PROBLEMS,

@@ -13,6 +13,9 @@ VERSION = 1
 MAX_MESSAGE = 64 << 20
 """Bytes; a peer that sends more is cut off by the socket before the message is in memory."""
 
+MAX_STATE = 256 << 10
+"""The same for what a worker says of itself."""
+
 T = TypeVar("T")
 
 

@@ -229,10 +229,15 @@ def _worker(name: str, state: WorkerState | None, seen: WorkerStatus | None) -> 
     )
 
 
+def _plain(line: str) -> str:
+    """Without what a terminal would obey, and on one line: parts of it are what workers say."""
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
 def text_of(status: Status) -> str:
     """For a person: worst news first, where there is any."""
     if not status.running:
-        return status.note
+        return _plain(status.note)
     lines = [f"node {status.node}: {'healthy' if status.healthy else 'DEGRADED'}"]
     lines += [f"  ! {reason}" for reason in status.reasons]
     if status.note:
@@ -246,7 +251,7 @@ def text_of(status: Status) -> str:
         f"{shakes.peers} WireGuard peers: {shakes.recent} with a handshake in the last 3 minutes, "
         f"{shakes.never} that never had one; a peer without traffic has none"
     )
-    return "\n".join(lines + _problem_lines(status.problems))
+    return "\n".join(map(_plain, lines + _problem_lines(status.problems)))
 
 
 def _plan_line(plan: Plan | None) -> str:

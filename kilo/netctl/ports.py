@@ -104,8 +104,11 @@ def _process(inode: int) -> str | None:
 def command(pid: str) -> str:
     """The beginning of the command line of a process, "gone" if there is none."""
     try:
+        name = (_PROC / pid / "comm").read_text().strip()
+        if name.startswith("kg-"):
+            return name  # its command line is that of what all workers are forked from
         text = (_PROC / pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        text = text or (_PROC / pid / "comm").read_text().strip()
+        text = text or name
     except OSError:
         return "gone"
     return "".join(c if c.isprintable() else "?" for c in text[:_COMMAND])

@@ -19,7 +19,7 @@ from kilo.netctl import ports
 
 PATIENCE = 3.0
 """Seconds for a predecessor to end: it may be busy with its clean-up."""
-_LOOK = 0.02
+_LOOK, _ASK_AGAIN = 0.02, 1.0
 _CREDENTIALS = struct.Struct("=3i")
 _CALLERS = 16
 
@@ -35,8 +35,10 @@ class Claim:
         self._name = f"\0kilo/netctl/{interface}"
         self._socket: socket.socket | None = None
         end = time.monotonic() + patience
+        holder, asked = None, float("-inf")
         while not self._take():
-            holder = self._holder()
+            if time.monotonic() - asked >= _ASK_AGAIN:  # it lets few ask at once, and seldom looks who did
+                holder, asked = self._holder() or holder, time.monotonic()
             if holder is not None and holder[1] not in (0, os.geteuid()):
                 log.warn(
                     "a process that is no netctl pretends to be one; going on", pid=holder[0], uid=holder[1]

@@ -6,7 +6,20 @@ landlock, seccomp; ``status`` is what anybody can read of a process; ``profiles`
 """
 
 from kilo.sandbox.entry import enter
+from kilo.sandbox.places import Confined, Places
 from kilo.sandbox.profile import Access, Profile, Refusal, Result, Rule, shown
 from kilo.sandbox.status import Status, read_status
 
-__all__ = ["Access", "Profile", "Refusal", "Result", "Rule", "Status", "enter", "read_status", "shown"]
+__all__ = [
+    "Access",
+    "Confined",
+    "Places",
+    "Profile",
+    "Refusal",
+    "Result",
+    "Rule",
+    "Status",
+    "enter",
+    "read_status",
+    "shown",
+]

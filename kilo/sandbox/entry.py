@@ -25,7 +25,8 @@ def enter(profile: Profile, keep: Iterable[int] = (), require: bool = False) -> 
     refused = Refusals()
     try:
         _close(keep, refused)
-        landlock.make_missing(profile.rules)
+        if profile.landlock:
+            landlock.make_missing(profile.rules)
         uid, why = user_for(profile)
         if why:
             refused.add("user", why, errno.EACCES)
@@ -33,7 +34,7 @@ def enter(profile: Profile, keep: Iterable[int] = (), require: bool = False) -> 
             hand_over(profile.home, uid, profile.home_group)
         identity.become(uid, profile, refused)
         identity.no_more_privileges(refused)
-        abi = landlock.restrict(profile, refused)
+        abi = landlock.restrict(profile, refused) if profile.landlock else 0
         seccomp.install(refused)
         status = read_status()
     except OSError as e:

@@ -53,7 +53,7 @@ class Profile:
     the process has the user that can (see kilo.sandbox.reach). ``ambient``: those of ``capabilities``
     that programs it starts are given. ``bind`` and ``connect``: the TCP ports for which that is allowed,
     None for all. ``scope_sockets``: no connections to abstract sockets of processes outside;
-    ``scope_signals``: no signals to such processes.
+    ``scope_signals``: no signals to such processes. Without ``landlock`` these and ``rules`` mean nothing.
     """
 
     uid: int
@@ -69,6 +69,7 @@ class Profile:
     connect: tuple[int, ...] | None = ()
     scope_sockets: bool = True
     scope_signals: bool = True
+    landlock: bool = True
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -106,11 +106,17 @@ def with_identity_as_it_is(profile: Profile) -> Profile:
     )
 
 
-def join_groups() -> None:
-    """Let this process connect to every worker's socket, if it may say which groups it is in. For the parent
-    and the operator's commands: root may not pass over permissions where a container took that away."""
+def without_files(profile: Profile) -> Profile:
+    """As a profile, but of user, groups and files all stays as it is: capabilities and system calls go."""
+    return replace(with_identity_as_it_is(profile), rules=(), landlock=False)
+
+
+def join_groups(*more: int) -> None:
+    """Let this process connect to every worker's socket, and those of the groups ``more``, if it may say
+    which groups it is in. For the parent and the operator's commands: root may not pass over permissions
+    where a container took that away."""
     with contextlib.suppress(OSError):
-        os.setgroups(sorted({*os.getgroups(), *IDS.values()}))
+        os.setgroups(sorted({*os.getgroups(), *IDS.values(), *more}))
 
 
 def code() -> tuple[str, ...]:
@@ -192,6 +198,7 @@ def _health(config: Config, environment: Mapping[str, str]) -> Profile:
         home=_home("health", config),
         home_group=IDS["health"],
         reach=code(),
+        capabilities=("NET_BIND_SERVICE",) if 0 < config.listen[1] < 1024 else (),
         rules=(*_common("health", config), *_rules(_R, _NAMES), *drawing),
         bind=(config.listen[1],),
     )

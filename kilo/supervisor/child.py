@@ -11,10 +11,10 @@ from typing import NoReturn
 
 from kilo.config import Config
 from kilo.errors import PermanentError
-from kilo.log import Logger, complain
-from kilo.model.host import Sandbox
-from kilo.sandbox import enter, shown
-from kilo.sandbox.profiles import profile_for, with_identity_as_it_is
+from kilo.log import complain
+from kilo.sandbox import Confined, Places, enter, shown
+from kilo.sandbox.profile import Profile
+from kilo.sandbox.profiles import profile_for, with_identity_as_it_is, without_files
 from kilo.worker import EXIT_PERMANENT, run
 
 FACTORIES = {
@@ -31,40 +31,39 @@ def run_worker(
     config: Config,
     leash: int | None = None,
     only_clean_up: bool = False,
-    sandbox: Sandbox | None = None,
+    confined: Confined | None = None,
 ) -> int:
     """Import the code of one worker, and only that, and run it; its exit status."""
     module, _, attribute = FACTORIES[name].partition(":")
-    return run(name, getattr(import_module(module), attribute), config, leash, only_clean_up, sandbox)
+    return run(name, getattr(import_module(module), attribute), config, leash, only_clean_up, confined)
 
 
 def run_alone(name: str, config: Config) -> int:
     """The same without a parent. Whoever started it gave it its user and its rights; with
     ``--require-sandbox`` it keeps no more of them than it needs."""
-    sandbox = None
+    confined = None
     if config.require_sandbox:
         try:
-            sandbox = give_up_privileges(name, config)
+            with contextlib.suppress(OSError):  # it will find that out, and say so
+                os.makedirs(os.path.join(config.run_dir, name), exist_ok=True)
+            confined = give_up_privileges(config, with_identity_as_it_is(profile_for(name, config)), ())
         except PermanentError as e:
             complain(f"kg {name}: {e}")
             return EXIT_PERMANENT
-    return run_worker(name, config, sandbox=sandbox)
+    return run_worker(name, config, confined=confined)
 
 
-def give_up_privileges(name: str, config: Config, leash: int | None = None) -> Sandbox:
-    """Leave this process with what the worker may have. Raises PermanentError if ``--require-sandbox`` is
-    given and something of it cannot be had."""
-    profile = profile_for(name, config)
-    if leash is None:
-        profile = with_identity_as_it_is(profile)
-        with contextlib.suppress(OSError):  # it will find that out, and say so
-            os.makedirs(os.path.join(config.run_dir, name), exist_ok=True)
-    result = enter(profile, () if leash is None else (leash,), config.require_sandbox)
-    sandbox = shown(result.status, result.landlock, result.refused)
-    if result.refused:
-        log = Logger(name, config.log_level)
-        log.warn("not all that should be is restricted; kg goes on", refused=list(sandbox.refused))
-    return sandbox
+def give_up_privileges(config: Config, profile: Profile, keep: tuple[int, ...]) -> Confined | None:
+    """Leave this process with what the worker may have, as ``--sandbox`` says, and the descriptors ``keep``.
+
+    Raises PermanentError if ``--require-sandbox`` is given and something of it cannot be had.
+    """
+    if config.sandbox == "off":
+        return None
+    if config.sandbox == "capabilities":
+        profile = without_files(profile)
+    result = enter(profile, keep, config.require_sandbox)
+    return Confined(shown(result.status, result.landlock, result.refused), Places(profile.rules))
 
 
 def arrive(name: str) -> None:
@@ -85,8 +84,8 @@ def main(name: str, config: Config, leash: Connection) -> None:
     """The target of the process that the parent starts."""
     arrive(name)
     try:
-        sandbox = give_up_privileges(name, config, leash.fileno())
+        confined = give_up_privileges(config, profile_for(name, config), (leash.fileno(),))
     except PermanentError as e:
         complain(f"kg {name}: {e}")
         leave(EXIT_PERMANENT)
-    leave(run_worker(name, config, leash.fileno(), sandbox=sandbox))
+    leave(run_worker(name, config, leash.fileno(), confined=confined))

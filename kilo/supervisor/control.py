@@ -1,8 +1,8 @@
 """The control socket: ``kg status``, ``kg restart`` and ``kg loglevel`` ask, the parent answers.
 
-Only root may connect, and the group that ``--control-group`` names. A request is one line of JSON, of
-at most 4 kB, and so is the answer; a connection that is slow or talks nonsense is closed and costs nobody
-else anything.
+Only root may connect, and the group that ``--control-group`` names; no worker may, though some are user
+0. A request is one line of JSON, of at most 4 kB, and so is the answer; a connection that is slow or talks
+nonsense is closed and costs nobody else anything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ import msgspec
 from kilo.bus import Loop, Timer
 from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.log import LEVELS, Logger
+from kilo.sandbox.profiles import join_groups
 
+OWNER = 11070
+"""The number of a user and of a group that no process has for its own."""
 MAX_REQUEST = 4096
 MAX_CLIENTS = 16
 IDLE_LIMIT = 10.0
@@ -117,7 +120,7 @@ class ControlServer:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe, contextlib.suppress(OSError):
-                probe.connect(path)
+                _connect(probe, path)
                 raise PermanentError(f"another kg runs here: it answers on {path}; see --run-dir")
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -126,13 +129,21 @@ class ControlServer:
                 listener.bind(path)
             finally:
                 os.umask(mask)
-            if self._group is not None:
-                os.chown(path, -1, self._group)
-                os.chmod(path, 0o660)
+            self._give_away(path)
             listener.listen(MAX_CLIENTS)
         except OSError as e:
             raise PermanentError(f"cannot listen on {path}: {e.strerror or e}") from e
         return listener
+
+    def _give_away(self, path: str) -> None:
+        """Make it the socket of a user that nobody is, and of the group: netctl and cni are user 0, and are
+        not to ask. Root passes over that, or is in the group. Raises OSError."""
+        try:
+            os.chown(path, OWNER, OWNER if self._group is None else self._group)
+            os.chmod(path, 0o660)
+        except PermissionError:  # not root, or without CHOWN: then it is for this user alone
+            if self._group is not None:
+                raise
 
     def close(self) -> None:
         for client in list(self._clients.values()):
@@ -264,13 +275,20 @@ def status_of(worker: Supervised) -> WorkerStatus:
     return WorkerStatus(worker.name, worker.pid, worker.phase, uptime, worker.restarts, worker.last_error)
 
 
+def _connect(connection: socket.socket, path: str) -> None:
+    """As a member of the socket's group, if this process may join it: root in a container needs that."""
+    with contextlib.suppress(OSError):
+        join_groups(os.stat(path).st_gid)
+    connection.connect(path)
+
+
 def ask(run_dir: str, request: Request, timeout: float = 5.0) -> Reply:
     """Ask the parent that runs in ``run_dir``. Raises TemporaryError if nobody answers."""
     path = control_path(run_dir)
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
         connection.settimeout(timeout)
         try:
-            connection.connect(path)
+            _connect(connection, path)
             connection.sendall(msgspec.json.encode(request) + b"\n")
             with connection.makefile("rb") as answer:
                 line = answer.readline()

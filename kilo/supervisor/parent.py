@@ -103,7 +103,8 @@ class Supervisor:
         if self.ending.begun:
             return
         self._notify()
-        if not self.control.reachable or not forkserver.reachable():
+        homes = all(os.path.isdir(os.path.join(self.config.run_dir, name)) for name in WORKERS)
+        if not (homes and self.control.reachable and forkserver.reachable()):
             self._reach_again()
         for worker in self.workers.values():
             worker.check()

@@ -178,7 +178,7 @@ def _in_cluster(files: _Files) -> Access:
         library.load_in_cluster(client_configuration=configuration)
     except (library.error, OSError, ValueError) as e:
         hint = "give --kubeconfig or --master outside a cluster"
-        raise PermanentError(f"cannot read the in-cluster configuration: {e}; {hint}") from e
+        raise PermanentError(f"cannot read the in-cluster configuration: {str(e).rstrip('.')}; {hint}") from e
     said = str(configuration.api_key.get("BearerToken", ""))
     authorization = _bearer(said.partition(" ")[2], token)
     return Access(authority, configuration.host, Tls(ca=files.read(authority)), authorization=authorization)

@@ -30,7 +30,7 @@ CAPABILITIES = {"netctl": ("NET_ADMIN", "NET_RAW")}
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """Nothing that should be restricted may fail to be."""
     specs = [NodeSpec("ada", "berlin"), NodeSpec("cleo", "lisbon")]
-    flags = ["--encapsulate=never", "--require-sandbox", "--control-group=12345"]
+    flags = ["--encapsulate=never", "--sandbox=full", "--require-sandbox", "--control-group=12345"]
     with Mesh(specs, tmp_path_factory.mktemp("logs"), flags, print) as mesh:
         mesh.converge(30)
         yield mesh
@@ -79,7 +79,7 @@ def test_a_worker_s_directory_is_its_own(mesh: Mesh, worker: str) -> None:
 
 def test_the_control_socket_is_for_the_group(mesh: Mesh) -> None:
     socket = mesh["ada"].host.path("/run/kilo/control.sock").stat()
-    assert (socket.st_uid, socket.st_gid, socket.st_mode & 0o777) == (0, 12345, 0o660)
+    assert (socket.st_uid, socket.st_gid, socket.st_mode & 0o777) == (11070, 12345, 0o660)
 
 
 def test_a_worker_that_was_killed_is_as_restricted_as_before(mesh: Mesh) -> None:
@@ -90,6 +90,28 @@ def test_a_worker_that_was_killed_is_as_restricted_as_before(mesh: Mesh) -> None
         agent.kill_worker(worker)
         agent.await_worker(worker, before)
         assert read_status(agent.worker(worker)) == status
+
+
+def test_by_default_users_and_files_stay_and_all_else_goes(logs: Path) -> None:
+    flags = ["--encapsulate=never", "--require-sandbox"]
+    with Mesh([NodeSpec("ada", "berlin"), NodeSpec("cleo", "lisbon")], logs, flags, print) as mesh:
+        mesh.converge(30)
+        agent = mesh["ada"].agent
+        for worker in WORKERS:
+            found = read_status(agent.worker(worker))
+            assert_restricted(found)
+            assert found.uid == 0
+            assert found.permitted == found.effective == found.bounding == CAPABILITIES.get(worker, ())
+        (process,) = agent.wireguard_go()
+        assert read_status(process.pid).permitted == ("NET_ADMIN",)
+
+
+def test_off_is_off(logs: Path) -> None:
+    flags = ["--encapsulate=never", "--sandbox=off"]
+    with Mesh([NodeSpec("ada", "berlin"), NodeSpec("cleo", "lisbon")], logs, flags, print) as mesh:
+        mesh.converge(30)
+        found = read_status(mesh["ada"].agent.worker("mesh"))
+        assert not found.seccomp and not found.no_new_privs and found.effective
 
 
 def test_the_key_is_root_s(mesh: Mesh) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.lab.clean import directory
 from tests.lab.dataplane import snapshot
 from tests.lab.host import Host
-from tests.lab.mesh import Member, Mesh, NodeSpec
+from tests.lab.mesh import KUBECONFIG, Member, Mesh, NodeSpec
 from tests.lab.needs import check_machine
 
 NODES = (
@@ -152,7 +152,8 @@ def run(options: argparse.Namespace, say: Progress) -> int:
         stack.callback(forwarder.close)
         address = f"http://127.0.0.1:{forwarder.port}"
         print(f"\nThe pages of {SHOWN}: {address}/  {address}/graph  {address}/metrics  {address}/health")
-        print(f"A shell on it:     nsenter -a -t {mesh[SHOWN].host.pid}")
+        shell = f"nsenter -a -t {mesh[SHOWN].host.pid} env PATH={Path(sys.executable).parent}:$PATH"
+        print(f"A shell on it, with kg: {shell} KILO_ENCAPSULATE=never KILO_KUBECONFIG={KUBECONFIG} bash")
         print("Ctrl-C ends the demo and removes everything.", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()

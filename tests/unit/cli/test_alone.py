@@ -48,6 +48,14 @@ def test_if_asked_it_keeps_its_user_and_gives_up_the_rest(tmp_path: Path) -> Non
     assert found.no_new_privs
 
 
+def test_and_if_asked_for_it_its_files_too(tmp_path: Path) -> None:
+    """What is another worker's is closed to it."""
+    (tmp_path / "run/netctl").mkdir(parents=True)
+    with running(tmp_path, "--require-sandbox", "--sandbox=full") as process:
+        eventually(lambda: read_status(process.pid).seccomp)
+        assert process.poll() is None
+
+
 def test_what_cannot_be_had_ends_it_with_one_line(tmp_path: Path) -> None:
     """Without SETPCAP nothing can be taken out of the bounding set."""
     without = ["setpriv", "--bounding-set=-setpcap", "--inh-caps=-setpcap"]
@@ -59,12 +67,12 @@ def test_what_cannot_be_had_ends_it_with_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["watcher", "netctl", "cni", "health"])
-def test_the_others_take_the_flag_too(tmp_path: Path, name: str) -> None:
+def test_the_others_take_the_flag_too(tmp_path: Path, name: str, interface: str) -> None:
     flags = [f"--run-dir={tmp_path}/run", f"--state-dir={tmp_path}/state", f"--cni-path={tmp_path}/cni/c"]
-    flags += ["--master=http://127.0.0.1:9", "--listen=127.0.0.1:1199"]
+    flags += [f"--interface={interface}", "--master=http://127.0.0.1:9", "--listen=127.0.0.1:1199"]
     command = ["unshare", "-n", "timeout", "-s", "TERM", "3", sys.executable, "-m", "kilo", name]
     done = subprocess.run(
-        [*command, "--require-sandbox", "--clean-up=false", *flags],
+        [*command, "--require-sandbox", "--sandbox=full", "--clean-up=false", *flags],
         capture_output=True,
         text=True,
         timeout=30,

@@ -110,6 +110,18 @@ def test_status_says_what_is_wrong_and_since_when(workers: Workers, tmp_path: Pa
     assert "node n2: endpoint: malformed: 'x' (for 1" in done.stdout
 
 
+def test_what_a_worker_says_moves_no_cursor_and_makes_no_line(workers: Workers, tmp_path: Path) -> None:
+    evil = {"x": Failure("\x1b[2J\nnode n1: healthy", int(time.time()))}
+    state = WorkerState("mesh", 1000, time.time(), "ready", 1, failing=evil, info={"firewall": "a\x07"})
+    workers.states["mesh"].put("state", state)
+    workers.states["mesh"].flush()
+    workers.thread.start()
+    done = kg(tmp_path, "status")
+    assert "\x1b" not in done.stdout and "\x07" not in done.stdout
+    assert "?[2J?node n1: healthy" in done.stdout
+    assert "node n1: healthy" not in done.stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ("gauges", "late", "said"),
     [

@@ -30,8 +30,8 @@ GROUP = 11070
 ROOT = {"netctl", "cni", "install-cni", "wireguard-go"}
 """Who is user 0; the comments of the manifest say why."""
 CAPABILITIES = {"netctl": {"NET_ADMIN", "NET_RAW"}, "wireguard-go": {"NET_ADMIN"}}
-PARENT = ("CHOWN", "KILL", "SETGID", "SETPCAP", "SETUID")
-"""Where all are in one container: what their parent needs to take everything from them that they do not."""
+PARENT = ("SETPCAP",)
+"""Where all are in one container: what their parent needs to take from them what they do not need."""
 HEARS = {
     "watcher": {"mesh"},
     "mesh": {"watcher", "netctl"},
