@@ -254,7 +254,8 @@ def _tell_rights(context: Context, life: _Life, confined: Confined | None) -> No
     """Report what this process may, and keep to what it was restricted to."""
     context.report.sandbox = confined.sandbox if confined else shown(read_status())
     if confined:
-        life.keep_to(confined.places)
+        if confined.places:
+            life.keep_to(confined.places)
         if refused := confined.sandbox.refused:
             context.log.warn("not all is restricted that should be; going on", refused=list(refused))
 

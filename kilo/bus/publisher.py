@@ -117,9 +117,9 @@ class Outlet:
                 publisher.snapshot_soon()
 
     def _beacon(self) -> None:
-        self._look_after()
         for publisher in self._publishers.values():
             publisher.beacon()
+        self._look_after()
 
 
 def _number_of(path: Path) -> int:

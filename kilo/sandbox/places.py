@@ -32,6 +32,10 @@ class Places:
             if rule.directory or rule.file:
                 self._made.add(rule.path)
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self._known)
+
     def moved(self) -> str:
         """A path that means something else than at first, "" if none does. One that is gone may come back,
         unless it is for us to make."""
