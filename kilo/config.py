@@ -46,7 +46,7 @@ class Config(msgspec.Struct, frozen=True):
     require_sandbox: bool = False
     resync_period: float = 30.0
     run_dir: str = "/run/kilo"
-    sandbox: str = "capabilities"
+    sandbox: str = "full"
     service_cidr: tuple[str, ...] = ()
     state_dir: str = "/var/lib/kilo"
     subnet: str = "10.4.0.0/16"
@@ -317,7 +317,7 @@ FLAGS: tuple[Flag, ...] = (
         choice("off", "capabilities", "full"),
         "off, capabilities or full",
         "What the parent takes from the workers that they do not need: capabilities and system calls, "
-        "or also users and files.",
+        "or also users, files and ports.",
     ),
     Flag("service-cidr", _networks, _CIDRS, "Never masqueraded.", repeatable=True),
     Flag("state-dir", _path, "an absolute path", "Where the private key is."),

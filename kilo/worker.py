@@ -198,7 +198,7 @@ class _Life:
 
         def look() -> None:
             if not self.ending and (path := places.moved()):
-                self._log.warn("another file or directory was put there; ending for a restart", path=path)
+                self._log.warn("another file was put there, or closed to us; ending for a restart", path=path)
                 self.end(clean_up=False)
 
         self._loop.call_every(LOOK_EVERY, look)

@@ -6,11 +6,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from kilo.errors import PermanentError
 from kilo.sandbox import descriptors, identity, landlock, seccomp
-from kilo.sandbox.home import hand_over
-from kilo.sandbox.profile import Access, Profile, Refusals, Result
+from kilo.sandbox.home import give, hand_over
+from kilo.sandbox.profile import Access, Profile, Refusals, Result, with_identity_as_it_is
 from kilo.sandbox.reach import user_for
 from kilo.sandbox.status import CAPABILITIES, Status, mask_of, names_of, read_status
 
@@ -25,13 +26,13 @@ def enter(profile: Profile, keep: Iterable[int] = (), require: bool = False) -> 
     refused = Refusals()
     try:
         _close(keep, refused)
+        profile = _as_far_as_it_can_be(profile, refused)
         if profile.landlock:
             landlock.make_missing(profile.rules)
         uid, why = user_for(profile)
         if why:
             refused.add("user", why, errno.EACCES)
-        if profile.home:
-            hand_over(profile.home, uid, profile.home_group)
+        _give_directories(profile, uid)
         identity.become(uid, profile, refused)
         identity.no_more_privileges(refused)
         abi = landlock.restrict(profile, refused) if profile.landlock else 0
@@ -46,6 +47,27 @@ def enter(profile: Profile, keep: Iterable[int] = (), require: bool = False) -> 
     if require and result.refused:
         raise PermanentError(f"the sandbox is not whole: {'; '.join(map(str, result.refused))}")
     return result
+
+
+def _as_far_as_it_can_be(profile: Profile, refused: Refusals) -> Profile:
+    """Users of their own are for processes whose parent can give them, their directories, and signals."""
+    if profile.spared:
+        refused.add("user", profile.spared)
+        refused.add("landlock", profile.spared)
+    if lacking := identity.lacking_for(profile):
+        refused.add("user", f"kg cannot give it one, without {' '.join(lacking)}", errno.EPERM)
+        as_it_is = with_identity_as_it_is(profile)
+        return replace(as_it_is, capabilities=profile.capabilities, ambient=profile.ambient)
+    return profile
+
+
+def _give_directories(profile: Profile, uid: int) -> None:
+    if profile.home:
+        hand_over(profile.home, uid, profile.home_group, profile.home_mode)
+    for rule in profile.rules:
+        with contextlib.suppress(OSError):
+            if rule.owner and not os.listdir(rule.path):
+                give(rule.path, rule.owner, rule.owner, rule.directory)
 
 
 def _close(keep: Iterable[int], refused: Refusals) -> None:

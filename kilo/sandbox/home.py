@@ -1,4 +1,4 @@
-"""The directory that is a process's own, handed to the user that it becomes.
+"""Directories that change hands: above all the one that is a process's own, handed to the user it becomes.
 
 What an earlier life under another user left in there is removed, unless somebody still holds it locked.
 Called by kilo.sandbox.entry before privileges are given up.
@@ -10,25 +10,39 @@ import contextlib
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 
 MODE = 0o2750
 """Its group may look in; what is made there belongs to that group, whoever makes it."""
 
 
-def hand_over(path: str, uid: int, gid: int) -> None:
-    """Give ``path`` to user and group, if it is a directory. What cannot be done is left: the worker
-    then finds that it cannot write there, and says so."""
+def hand_over(path: str, uid: int, gid: int, mode: int = MODE) -> None:
+    """Give ``path`` to user and group, if it is a directory, without what others left in it."""
+    give(path, uid, gid, mode, lambda folder: _clear(folder, uid))
+
+
+def give(
+    path: str, uid: int, gid: int, mode: int, meanwhile: Callable[[int], None] = lambda folder: None
+) -> None:
+    """Give ``path`` to user and group, if it is a directory: by way of this process's user, who may do with
+    it what it needs no other privilege for, and to which ``meanwhile`` is called with its descriptor. What
+    cannot be done is left: who needs it then finds that out, and says so."""
+    with contextlib.suppress(OSError):
+        os.chown(path, os.geteuid(), gid, follow_symlinks=False)
     with contextlib.suppress(OSError):
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            state = os.fstat(folder)
-            if (state.st_uid, state.st_gid, stat.S_IMODE(state.st_mode)) != (uid, gid, MODE):
-                os.fchmod(folder, MODE)  # as long as it is ours
-                os.fchown(folder, uid, gid)
-            for name in os.listdir(folder):
-                _remove_foreign(folder, name, uid)
+            os.fchmod(folder, mode)
+            meanwhile(folder)
+            os.fchown(folder, uid, gid)
         finally:
             os.close(folder)
+
+
+def _clear(folder: int, uid: int) -> None:
+    for name in os.listdir(folder):
+        with contextlib.suppress(OSError):
+            _remove_foreign(folder, name, uid)
 
 
 def _remove_foreign(folder: int, name: str, uid: int) -> None:
@@ -36,12 +50,23 @@ def _remove_foreign(folder: int, name: str, uid: int) -> None:
     state = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if state.st_uid == uid or stat.S_ISDIR(state.st_mode):
         return
-    if stat.S_ISREG(state.st_mode):
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        finally:
-            os.close(fd)
+    if stat.S_ISREG(state.st_mode) and _held(folder, name):
+        return
     os.unlink(name, dir_fd=folder)
+
+
+def _held(folder: int, name: str) -> bool:
+    """Whether somebody has it locked."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        os.chown(name, os.geteuid(), -1, dir_fd=folder, follow_symlinks=False)
+        fd = os.open(name, flags, dir_fd=folder)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -25,6 +25,20 @@ _SETPCAP = 1 << CAPABILITIES.index("SETPCAP")
 _LAST = Path("/proc/sys/kernel/cap_last_cap")
 
 
+_TO_CHANGE = ("CHOWN", "KILL", "SETGID", "SETUID")
+"""What it takes to give a process another user, give that its directories, and still end it."""
+
+
+def lacking_for(profile: Profile) -> tuple[str, ...]:
+    """The capabilities that are missing to give this process the user and groups of ``profile``. Raises
+    OSError where /proc is not there."""
+    mine = read_status()
+    wanted = {profile.uid}, {profile.gid}, set(profile.groups)
+    if wanted == (set(mine.uids), set(mine.gids), set(mine.groups)):
+        return ()
+    return tuple(name for name in _TO_CHANGE if name not in mine.permitted)
+
+
 def become(uid: int, profile: Profile, refused: Refusals) -> None:
     """Be the user ``uid``, and give up all but what ``profile`` says. Raises OSError only where /proc is
     not there, without which nobody could say what this process is."""

@@ -1,16 +1,16 @@
-"""What a process is to be left with, and what came of it: values only."""
+"""What a process is to be left with, and what came of it: values, and what each is made of."""
 
 from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 
 import msgspec
 
 from kilo.model.host import Sandbox
-from kilo.sandbox.status import Status
+from kilo.sandbox.status import Status, read_status
 
 
 class Access(IntFlag):
@@ -35,25 +35,31 @@ class Rule:
     """A path and what may be done there. A path that is not there when the process enters is left out.
 
     ``directory`` or ``file``: the mode with which it is made, by the privileges there are before, if
-    it is missing; 0: it is not made.
+    it is missing; 0: it is not made. ``owner``: the number of the user and group that a directory is
+    given to, with that mode, if there is nothing in it: what is in use stays whose it is. 0: it always
+    does. ``awaited``: the process has to be started again once the path is there.
     """
 
     path: str
     access: Access
     directory: int = 0
     file: int = 0
+    owner: int = 0
+    awaited: bool = False
 
 
 @dataclass(frozen=True)
 class Profile:
     """All that a process is to have. Capabilities are names such as ``NET_ADMIN``.
 
-    ``home``: the directory of its own, which is given to the user it becomes and to the group ``home_group``.
-    ``reach``: paths that ``uid`` must be able to read, or it could not do its work; where it cannot,
-    the process has the user that can (see kilo.sandbox.reach). ``ambient``: those of ``capabilities``
-    that programs it starts are given. ``bind`` and ``connect``: the TCP ports for which that is allowed,
-    None for all. ``scope_sockets``: no connections to abstract sockets of processes outside;
-    ``scope_signals``: no signals to such processes. Without ``landlock`` these and ``rules`` mean nothing.
+    ``home``: the directory of its own, which is given to the user it becomes and to the group
+    ``home_group``, with the mode ``home_mode``. ``reach``: paths that ``uid`` must be able to read, or it
+    could not do its work; where it cannot, the process has the user that can (see kilo.sandbox.reach).
+    ``ambient``: those of ``capabilities`` that programs it starts are given. ``bind`` and ``connect``: the
+    TCP ports for which that is allowed, None for all. ``scope_sockets``: no connections to abstract
+    sockets of processes outside; ``scope_signals``: no signals to such processes. Without ``landlock``
+    these and ``rules`` mean nothing. ``spared``: why user, groups and files stay as they are; it is then
+    said that they do.
     """
 
     uid: int
@@ -61,6 +67,7 @@ class Profile:
     groups: tuple[int, ...] = ()
     home: str = ""
     home_group: int = 0
+    home_mode: int = 0o2750
     reach: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     ambient: tuple[str, ...] = ()
@@ -70,6 +77,31 @@ class Profile:
     scope_sockets: bool = True
     scope_signals: bool = True
     landlock: bool = True
+    spared: str = ""
+
+
+def with_identity_as_it_is(profile: Profile) -> Profile:
+    """User and groups stay, and so does whose directory it is; of its capabilities it keeps no more than
+    the profile has. For a worker that was started alone, as in a container of its own, and for those of a
+    parent that cannot give them users of their own."""
+    have = read_status()
+    return replace(
+        profile,
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        groups=tuple(sorted(os.getgroups())),
+        home_group=os.getegid(),
+        home_mode=0o755,
+        rules=tuple(replace(rule, owner=0) if rule.owner else rule for rule in profile.rules),
+        reach=(),
+        capabilities=tuple(name for name in profile.capabilities if name in have.permitted),
+        ambient=tuple(name for name in profile.ambient if name in have.permitted),
+    )
+
+
+def without_files(profile: Profile) -> Profile:
+    """As a profile, but of user, groups and files all stays as it is: capabilities and system calls go."""
+    return replace(with_identity_as_it_is(profile), rules=(), landlock=False)
 
 
 class Refusal(msgspec.Struct, frozen=True):

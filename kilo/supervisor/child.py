@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import NoReturn
@@ -13,8 +14,8 @@ from kilo.config import Config
 from kilo.errors import PermanentError
 from kilo.log import complain
 from kilo.sandbox import Confined, Places, enter, shown
-from kilo.sandbox.profile import Profile
-from kilo.sandbox.profiles import profile_for, with_identity_as_it_is, without_files
+from kilo.sandbox.profile import Profile, with_identity_as_it_is, without_files
+from kilo.sandbox.profiles import profile_for
 from kilo.worker import EXIT_PERMANENT, run
 
 FACTORIES = {
@@ -46,7 +47,8 @@ def run_alone(name: str, config: Config) -> int:
         try:
             with contextlib.suppress(OSError):  # it will find that out, and say so
                 os.makedirs(os.path.join(config.run_dir, name), exist_ok=True)
-            confined = give_up_privileges(config, with_identity_as_it_is(profile_for(name, config)), ())
+            profile = replace(with_identity_as_it_is(profile_for(name, config)), home="")
+            confined = give_up_privileges(config, profile, ())
         except PermanentError as e:
             complain(f"kg {name}: {e}")
             return EXIT_PERMANENT
@@ -63,7 +65,8 @@ def give_up_privileges(config: Config, profile: Profile, keep: tuple[int, ...]) 
     if config.sandbox == "capabilities":
         profile = without_files(profile)
     result = enter(profile, keep, config.require_sandbox)
-    return Confined(shown(result.status, result.landlock, result.refused), Places(profile.rules))
+    told = shown(result.status, result.landlock, result.refused)
+    return Confined(told, Places(profile.rules, profile.reach))
 
 
 def arrive(name: str) -> None:

@@ -20,10 +20,8 @@ import msgspec
 from kilo.bus import Loop, Timer
 from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.log import LEVELS, Logger
-from kilo.sandbox.profiles import join_groups
+from kilo.sandbox.profiles import SUPERVISOR, join_groups
 
-OWNER = 11070
-"""The number of a user and of a group that no process has for its own."""
 MAX_REQUEST = 4096
 MAX_CLIENTS = 16
 IDLE_LIMIT = 10.0
@@ -139,7 +137,7 @@ class ControlServer:
         """Make it the socket of a user that nobody is, and of the group: netctl and cni are user 0, and are
         not to ask. Root passes over that, or is in the group. Raises OSError."""
         try:
-            os.chown(path, OWNER, OWNER if self._group is None else self._group)
+            os.chown(path, SUPERVISOR, SUPERVISOR if self._group is None else self._group)
             os.chmod(path, 0o660)
         except PermissionError:  # not root, or without CHOWN: then it is for this user alone
             if self._group is not None:

@@ -12,6 +12,7 @@ import grp
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 import traceback
@@ -194,11 +195,26 @@ def group_of(text: str) -> int | None:
         raise PermanentError(f"--control-group: there is no group {text!r} on this host") from e
 
 
+def _make_open(path: str) -> None:
+    """Make a directory that others may go through, and none may write, whatever our umask is."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        state = os.stat(path)
+        if not stat.S_ISDIR(state.st_mode):
+            raise
+        if state.st_uid == os.geteuid() and state.st_mode & 0o1022 in (0o002, 0o020, 0o022):
+            os.chmod(path, state.st_mode & 0o755)  # a volume that is everybody's; no sticky one, as /tmp is
+    else:
+        os.chmod(path, 0o755)  # noqa: S103 - sockets in there have modes of their own
+
+
 def prepare_run_dir(run_dir: str) -> None:
     """Make the directory of every worker's socket. Raises PermanentError."""
     try:
-        for name in WORKERS:
-            Path(run_dir, name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        os.makedirs(os.path.dirname(run_dir), exist_ok=True)
+        for path in (run_dir, *(os.path.join(run_dir, name) for name in WORKERS)):
+            _make_open(path)
     except OSError as e:
         raise PermanentError(f"--run-dir {run_dir}: cannot make {e.filename}: {e.strerror}") from e
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kilo.model.workers import WORKERS
+from kilo.sandbox.profiles import IDS
 from tests.apiserver import Admin
 from tests.e2e.observe import no_ping_lost
 from tests.lab.agents import Agent
@@ -36,7 +37,8 @@ TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount"
 CHANGED = {"KILO_ENCAPSULATE": "never"}
 """What an operator would add to the flags here."""
 NET_ADMIN, NET_RAW = 1 << 12, 1 << 13
-SETPCAP = 1 << 8
+PARENT = NET_ADMIN | NET_RAW | 1 << 0 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8
+"""What the workers need, and CHOWN, KILL, SETGID, SETUID and SETPCAP."""
 OF_WORKER = {"watcher": 0, "mesh": 0, "netctl": NET_ADMIN | NET_RAW, "cni": 0, "health": 0}
 
 
@@ -191,7 +193,7 @@ def test_no_process_of_a_single_container_has_more_than_that_says(mesh: Mesh) ->
     statuses = agent_of(mesh["cleo"]).container("kilo").statuses()
     assert len(statuses) > len(WORKERS)
     for status in statuses:
-        most = OF_WORKER.get(status["Name"].removeprefix("kg-"), NET_ADMIN | NET_RAW | SETPCAP)
+        most = OF_WORKER.get(status["Name"].removeprefix("kg-"), PARENT)
         assert int(status["CapBnd"], 16) & ~most == 0
         assert int(status["CapPrm"], 16) & ~most == 0
         assert status["NoNewPrivs"] == "1"
@@ -203,8 +205,12 @@ def test_the_workers_of_a_single_container_have_what_the_table_says(mesh: Mesh) 
     done = mesh["cleo"].host.call(partial(asked.run, ["kg", "status", "-o", "json"]))
     found = {w["worker"]: w["sandbox"] for w in json.loads(done.stdout)["workers"]}
     assert found.keys() == OF_WORKER.keys()
+    assert {name: sandbox["uid"] for name, sandbox in found.items()} == {
+        name: 0 if name in ("netctl", "cni") else number for name, number in IDS.items()
+    }
     for name, sandbox in found.items():
         assert sandbox["refused"] == [], name
+        assert sandbox["landlock"]
         assert sandbox["capabilities"] == (["NET_ADMIN", "NET_RAW"] if name == "netctl" else [])
         assert sandbox["seccomp"] and sandbox["no_new_privs"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import pytest
 
 from kilo.model.workers import WORKERS
 from kilo.sandbox.status import Status, read_status
-from tests.lab.mesh import Mesh, NodeSpec
+from tests.e2e.observe import left_over
+from tests.lab.agents import Program
+from tests.lab.host import wait_until
+from tests.lab.mesh import KUBECONFIG, Mesh, NodeSpec
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +35,7 @@ CAPABILITIES = {"netctl": ("NET_ADMIN", "NET_RAW")}
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """Nothing that should be restricted may fail to be."""
     specs = [NodeSpec("ada", "berlin"), NodeSpec("cleo", "lisbon")]
-    flags = ["--encapsulate=never", "--sandbox=full", "--require-sandbox", "--control-group=12345"]
+    flags = ["--encapsulate=never", "--require-sandbox", "--control-group=12345"]
     with Mesh(specs, tmp_path_factory.mktemp("logs"), flags, print) as mesh:
         mesh.converge(30)
         yield mesh
@@ -58,8 +63,7 @@ def assert_restricted(found: Status) -> None:
 
 
 def test_kg_status_says_so(mesh: Mesh) -> None:
-    told: dict[str, Any] = json.loads(mesh["ada"].agent.ask("status", "-o", "json"))
-    for line in told["workers"]:
+    for line in told(mesh)["workers"]:
         worker, sandbox = line["worker"], line["sandbox"]
         assert sandbox["refused"] == []
         assert sandbox["uid"] == USERS[worker]
@@ -92,8 +96,8 @@ def test_a_worker_that_was_killed_is_as_restricted_as_before(mesh: Mesh) -> None
         assert read_status(agent.worker(worker)) == status
 
 
-def test_by_default_users_and_files_stay_and_all_else_goes(logs: Path) -> None:
-    flags = ["--encapsulate=never", "--require-sandbox"]
+def test_at_level_capabilities_users_and_files_stay_and_all_else_goes(logs: Path) -> None:
+    flags = ["--encapsulate=never", "--sandbox=capabilities", "--require-sandbox"]
     with Mesh([NodeSpec("ada", "berlin"), NodeSpec("cleo", "lisbon")], logs, flags, print) as mesh:
         mesh.converge(30)
         agent = mesh["ada"].agent
@@ -112,6 +116,114 @@ def test_off_is_off(logs: Path) -> None:
         mesh.converge(30)
         found = read_status(mesh["ada"].agent.worker("mesh"))
         assert not found.seccomp and not found.no_new_privs and found.effective
+
+
+@pytest.mark.parametrize("worker", ["netctl", "cni"])
+def test_a_worker_that_is_user_0_cannot_start_processes_as_the_parent(mesh: Mesh, worker: str) -> None:
+    """The forkserver would run what it is told with all that the parent has."""
+    host = mesh["ada"].host
+    (listener,) = host.path("/run/kilo").glob("pymp-*/listener-*")
+    target = f"/run/kilo/{listener.parent.name}/{listener.name}"
+    assert connects(mesh, worker, "/run/kilo/mesh/bus.sock") == "connected"
+    assert connects(mesh, worker, target) == "PermissionError"
+
+
+@pytest.mark.parametrize("worker, answer", [("netctl", "connected"), ("cni", "PermissionError")])
+def test_only_netctl_may_ask_wireguard_go_for_the_key(mesh: Mesh, worker: str, answer: str) -> None:
+    assert connects(mesh, worker, "/run/wireguard/kilo0.sock") == answer
+
+
+def connects(mesh: Mesh, worker: str, path: str) -> str:
+    """What comes of connecting to a socket with the user, groups and capabilities of a worker."""
+    tries = (
+        "import socket, sys\n"
+        "try: socket.socket(socket.AF_UNIX).connect(sys.argv[1]); print('connected')\n"
+        "except OSError as e: print(type(e).__name__)"
+    )
+    groups = ",".join(map(str, GROUPS[worker]))
+    who = [f"--reuid={USERS[worker]}", "--regid=0", f"--groups={groups}", "--bounding-set=-all"]
+    python = [sys.executable, "-I", "-S", "-c", tries, path]
+    return mesh["ada"].host.run("setpriv", *who, "--inh-caps=-all", "--no-new-privs", *python).strip()
+
+
+AGENT = (sys.executable, "-m", "kilo")
+SURROUNDINGS = {
+    "no right to change users": ("setpriv", "--bounding-set=-chown,-setuid,-setgid,-kill,-setpcap", *AGENT),
+    "no right to pass over permissions": (
+        "setpriv",
+        "--bounding-set=-dac_override,-dac_read_search,-fowner,-fsetid",
+        *AGENT,
+    ),
+    "files closed to others": ("sh", "-c", 'umask 077; exec "$0" "$@"', *AGENT),
+}
+REFUSED = {"no right to change users": {"user", "bounding set", "securebits"}}
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+def test_it_runs_where_not_all_can_be_taken_away(logs: Path, surroundings: str) -> None:
+    """Every worker starts, starts again, and cleans up, and what could not be had is named."""
+    program = Program(SURROUNDINGS[surroundings])
+    specs = [NodeSpec("ada", "berlin", program=program), NodeSpec("cleo", "lisbon")]
+    with Mesh(specs, logs, ["--encapsulate=never"], print) as mesh:
+        mesh.converge(30)
+        agent = mesh["ada"].agent
+        for worker in WORKERS:
+            before = agent.kill_worker(worker)
+            agent.await_worker(worker, before)
+        for line in told(mesh)["workers"]:
+            named = {refusal.split(":")[0] for refusal in line["sandbox"]["refused"]}
+            assert named == REFUSED.get(surroundings, set()), line
+        assert agent.terminate() == 0
+        assert left_over(mesh["ada"], ("routes", "rules", "firewall", "sets")) == {}
+
+
+def test_a_kubeconfig_that_only_root_may_read_from_now_on(logs: Path) -> None:
+    """Rotated by a tool that sets its mode: the watcher has another user from then on."""
+    with Mesh([NodeSpec("ada", "berlin"), NodeSpec("cleo", "lisbon")], logs, [], print) as mesh:
+        mesh.converge(30)
+        agent, path = mesh["ada"].agent, mesh["ada"].host.path(KUBECONFIG)
+        watcher = agent.worker("watcher")
+        assert read_status(watcher).uid == 11071
+        new = path.with_name("new")
+        new.write_bytes(path.read_bytes())
+        new.chmod(0o600)
+        new.rename(path)
+        agent.await_worker("watcher", watcher)
+        assert read_status(agent.worker("watcher")).uid == 0
+        (sandbox,) = [line["sandbox"] for line in told(mesh)["workers"] if line["worker"] == "watcher"]
+        (refusal,) = sandbox["refused"]
+        assert refusal.startswith("user") and KUBECONFIG in refusal
+
+
+def test_wireguard_go_that_is_installed_later(logs: Path) -> None:
+    folder = "/run/later"
+    program = Program(("env", f"PATH={folder}", *AGENT))
+    specs = [NodeSpec("ada", "berlin", program=program), NodeSpec("cleo", "lisbon")]
+    with Mesh(specs, logs, ["--encapsulate=never"], print) as mesh:
+        host = mesh["ada"].host
+        host.path(folder).mkdir(exist_ok=True)
+        mesh.start_agents()
+        netctl = wait_for_failing(mesh, "wireguard-go")
+        wireguard = shutil.which("wireguard-go")
+        assert wireguard
+        shutil.copy(wireguard, host.path(f"{folder}/wireguard-go"))
+        mesh["ada"].agent.await_worker("netctl", netctl)
+        mesh.converge(30)
+
+
+def wait_for_failing(mesh: Mesh, text: str) -> int:
+    """Wait until netctl says that something with ``text`` does not work; its process id."""
+
+    def failing() -> bool:
+        return text in mesh["ada"].agent.status()
+
+    wait_until(failing, 20, f"kg status speaks of {text}")
+    return mesh["ada"].agent.worker("netctl")
+
+
+def told(mesh: Mesh) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads(mesh["ada"].agent.ask("status", "-o", "json"))
+    return status
 
 
 def test_the_key_is_root_s(mesh: Mesh) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from kilo.model.workers import WORKERS
+from kilo.sandbox.profiles import IDS, SUPERVISOR
 from tests.unit.deploy.rendered import (
     NAMES,
     OWN_CNI,
@@ -26,12 +27,13 @@ from tests.unit.deploy.rendered import (
     pod_of,
 )
 
-GROUP = 11070
+GROUP = SUPERVISOR
 ROOT = {"netctl", "cni", "install-cni", "wireguard-go"}
 """Who is user 0; the comments of the manifest say why."""
 CAPABILITIES = {"netctl": {"NET_ADMIN", "NET_RAW"}, "wireguard-go": {"NET_ADMIN"}}
-PARENT = ("SETPCAP",)
-"""Where all are in one container: what their parent needs to take from them what they do not need."""
+PARENT = ("CHOWN", "KILL", "SETGID", "SETPCAP", "SETUID")
+"""Where all are in one container: what their parent needs to make them users of their own, and take from
+them what they do not need."""
 HEARS = {
     "watcher": {"mesh"},
     "mesh": {"watcher", "netctl"},
@@ -90,6 +92,7 @@ def test_the_exceptions_are_these_alone(name: str) -> None:
 def test_one_container_for_all_is_not_privileged_either(name: str) -> None:
     found = violations(pod(name), container(name, "kilo"))
     assert found == {"runs as root"} | {f"adds {c}" for c in (*CAPABILITIES["netctl"], *PARENT)}
+    assert pod(name)["securityContext"]["fsGroup"] == IDS["watcher"], "or only user 0 could read the token"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,8 +23,8 @@ from kilo.config import Config
 from kilo.errors import PermanentError
 from kilo.sandbox import Access, Profile, Result, Rule, enter, libc, seccomp
 from kilo.sandbox.landlock import CREATE_RULESET
-from kilo.sandbox.profile import Refusals
-from kilo.sandbox.profiles import code, profile_for, with_identity_as_it_is
+from kilo.sandbox.profile import Refusals, with_identity_as_it_is
+from kilo.sandbox.profiles import code, profile_for
 from kilo.sandbox.status import mask_of, read_status
 from kilo.supervisor.child import run_worker
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,45 @@ def test_one_that_came_later(tmp_path: Path, rules: list[Rule]) -> None:
     places = Places(rules)
     (tmp_path / "missing").touch()
     assert places.moved() == str(tmp_path / "missing")
+
+
+def test_a_program_that_was_awaited(tmp_path: Path) -> None:
+    program = tmp_path / "wireguard-go"
+    places = Places([Rule(str(program), Access.READ | Access.EXECUTE, awaited=True)])
+    assert places.moved() == ""
+    program.touch()
+    assert places.moved() == str(program)
+
+
+@pytest.mark.parametrize("before", ["open", "missing"])
+def test_a_file_that_was_read_and_may_not_be_any_more(tmp_path: Path, before: str) -> None:
+    """Root is asked here as a user that nothing is open to: access(2) looks at the real user."""
+    path = tmp_path / "kubeconfig"
+    if before == "open":
+        path.touch()
+        path.chmod(0o644)
+    with as_nobody(tmp_path):
+        places = Places([], [str(path), str(tmp_path)])
+        assert places and places.moved() == ""
+    path.unlink(missing_ok=True)
+    assert places.moved() == "", "it may come back"
+    path.touch(0o600)
+    with as_nobody(tmp_path):
+        assert places.moved() == str(path)
+        assert not Places([], [str(path)]), "one that never could be read asks for nothing"
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """The real user is nobody; all on the way to ``folder`` is open meanwhile."""
+    closed = [each for each in (folder, *folder.parents) if not each.stat().st_mode & 0o001]
+    modes = {each: each.stat().st_mode for each in closed}
+    for each in closed:
+        each.chmod(modes[each] | 0o055)
+    os.setresuid(65534, 0, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+        for each, mode in modes.items():
+            each.chmod(mode)

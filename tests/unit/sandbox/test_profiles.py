@@ -11,7 +11,8 @@ import pytest
 from kilo.bus import WORKERS
 from kilo.config import Config
 from kilo.sandbox import Access, Profile
-from kilo.sandbox.profiles import HEARS, IDS, profile_for, with_identity_as_it_is
+from kilo.sandbox.profile import with_identity_as_it_is
+from kilo.sandbox.profiles import HEARS, IDS, profile_for
 from tests.unit.deploy.test_least_privilege import HEARS as IN_THE_MANIFESTS
 
 CONFIG = Config(run_dir="/run/kilo")
@@ -97,12 +98,27 @@ def test_a_directory_on_the_path_is_not_code(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_a_kubeconfig_opens_the_directories_of_its_files(tmp_path: Path) -> None:
     path = tmp_path / "config"
-    path.write_text("users: [{name: a, user: {tokenFile: /srv/token, exec: {command: get-token}}}]")
+    path.write_text("users: [{name: a, user: {tokenFile: /srv/token}}]")
     found = profile("watcher", Config(kubeconfig=str(path)))
     assert {str(tmp_path), "/srv"} <= with_right(found, Access.READ)
     assert {str(path), "/srv/token"} <= set(found.reach)
-    assert "/usr/bin" in with_right(found, Access.EXECUTE)
-    assert not found.scope_sockets
+    assert not with_right(found, Access.EXECUTE)
+
+
+def test_with_a_credential_plugin_the_watcher_keeps_user_and_files(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("users: [{name: a, user: {exec: {command: get-token}}}]")
+    found = profile("watcher", Config(kubeconfig=str(path)))
+    assert (found.uid, found.landlock, found.rules) == (os.geteuid(), False, ())
+    assert found.capabilities == ()
+    assert "get-token" in found.spared
+
+
+def test_a_program_that_is_not_there_is_awaited_where_it_may_come(tmp_path: Path) -> None:
+    found = profile_for("netctl", CONFIG, {"PATH": f"{tmp_path}:relative:/nowhere"})
+    awaited = {rule.path for rule in found.rules if rule.awaited}
+    assert awaited == {f"{tmp_path}/wireguard-go", "/nowhere/wireguard-go"}
+    assert not any(rule.awaited for rule in profile("netctl").rules)
 
 
 def test_without_cni_nothing_is_written() -> None:
@@ -114,6 +130,7 @@ def test_without_cni_nothing_is_written() -> None:
 
 def test_alone_a_worker_stays_who_it_is() -> None:
     found = with_identity_as_it_is(profile("netctl"))
-    assert (found.uid, found.gid, found.home) == (os.geteuid(), os.getegid(), "")
+    assert (found.uid, found.gid) == (os.geteuid(), os.getegid())
     assert found.capabilities == ("NET_ADMIN", "NET_RAW")
-    assert found.rules == profile("netctl").rules
+    assert [rule.path for rule in found.rules] == [rule.path for rule in profile("netctl").rules]
+    assert not any(rule.owner for rule in found.rules)

@@ -92,11 +92,11 @@ def _confined(
             process.kill()
 
 
-def confirmed(confined: Confined) -> None:
+def confirmed(confined: Confined, **flags: Any) -> None:
     """Nothing was refused, and the kernel says of it what its profile says."""
     entered = eventually(lambda: [line for line in confined.log if line["level"] == "sandbox"])[0]
     assert entered["refused"] == []
-    profile = profile_for(confined.worker, Config(run_dir=str(confined.bus.run_dir)))
+    profile = profile_for(confined.worker, Config(run_dir=str(confined.bus.run_dir), **flags))
     status = read_status(confined.process.pid)
     assert status.uids == (profile.uid,) * 4
     assert status.gids == (profile.gid,) * 4
@@ -204,7 +204,7 @@ def test_netctl_makes_the_data_path(
     flags = {"interface": host.interface, "state_dir": str(place / "state"), "encapsulate": "never"}
     worker = start("netctl", firewall=firewall, **flags)
     worker.state()
-    confirmed(worker)
+    confirmed(worker, firewall=firewall)
     plan: dict[str, PlanItem] = mesh(3)
     worker.bus.update(PLAN, plan)
     eventually(lambda: "applied_generation" in worker.state().gauges, what="applied")
@@ -232,18 +232,18 @@ def test_netctl_sees_who_has_its_mark(host: Host, start: Start, place: Path) -> 
 
 
 def test_watcher_runs_a_credential_plugin(start: Start, place: Path) -> None:
-    """The plugin is a script that starts another program; it keeps what it knows in its home directory."""
+    """The plugin is a script that starts another program; it keeps what it knows in root's home, which it can
+    use as its owner, without any capability."""
     plugin = place / "bin/get-token"
     plugin.parent.mkdir()
     plugin.write_text(
-        "#!/bin/sh\necho x > $HOME/cache || exit 1\ncat /etc/shadow > $HOME/stolen 2> /dev/null\n"
+        "#!/bin/sh\necho x > $HOME/cache || exit 1\ngrep Cap /proc/self/status > $HOME/rights\n"
         'echo \'{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential",'
         ' "status": {"token": "t"}}\'\n'
     )
     plugin.chmod(0o755)
     home = place / "home"
-    home.mkdir()
-    os.chown(home, IDS["watcher"], IDS["watcher"])
+    home.mkdir(0o700)
     with Standin(bookmark_period=0.2) as server, closing(server.admin()) as admin:
         admin.create_crd(CRDS_FILE)
         admin.create_node("a", {}, "10.2.0.0/24", {})
@@ -256,5 +256,10 @@ def test_watcher_runs_a_credential_plugin(start: Start, place: Path) -> None:
         worker = start("watcher", {"HOME": str(home)}, kubeconfig=str(path))
         worker.ready()
         assert (home / "cache").exists()
-        assert (home / "stolen").read_bytes() == b""
+        rights = dict(line.split() for line in (home / "rights").read_text().splitlines())
+        assert len(rights) == 5
+        assert not any(int(mask, 16) for mask in rights.values())
+        refused = {each["what"]: each["reason"] for each in worker.log[0]["refused"]}
+        assert set(refused) == {"user", "landlock"}
+        assert "bin/get-token" in refused["user"]
         worker.end()
