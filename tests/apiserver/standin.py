@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,6 +34,12 @@ from tests.apiserver.wire import CHUNKED, LAST_CHUNK, Request, answer, chunk, st
 T = TypeVar("T")
 SAVE_DELAY = 0.5
 INITIAL_EVENTS_END = {"k8s.io/initial-events-end": "true"}
+
+
+FAULTS_PATH = "/standin/faults"
+FAULT_CALLS = frozenset(("fail", "heal", "drop", "silence", "delay", "truncate", "compact"))
+FAULTS_AFTER = 0.05
+"""Where a stand-in that is a process is told which of its methods to call, these, and seconds until then."""
 
 
 @dataclass
@@ -193,12 +200,27 @@ class Standin:
     # From here on, all runs on the server's thread.
 
     def _handle(self, connection: Connection, request: Request) -> None:
+        if request.path == FAULTS_PATH:
+            connection.send(self._told(request))
+            return
         self.requests.append(request)
         if self._faults.delay:
             connection.busy = True
             self._server.later(self._faults.delay, lambda: self._delayed(connection, request))
         else:
             self._answer(connection, request)
+
+    def _told(self, request: Request) -> bytes:
+        """Do what a request for faults says, once its answer is out: ``[["delay", 2.0], ["drop"]]``."""
+        try:
+            calls = msgspec.json.decode(request.body, type=list[tuple[Any, ...]])
+        except msgspec.DecodeError as e:
+            return answer(400, status_object(400, "BadRequest", f"no faults: {e}"), {})
+        for name, *arguments in calls:
+            if name not in FAULT_CALLS:
+                return answer(400, status_object(400, "BadRequest", f"no such fault: {name}"), {})
+            self._server.later(FAULTS_AFTER, partial(getattr(self, name), *arguments))
+        return answer(200, b"{}", {})
 
     def _delayed(self, connection: Connection, request: Request) -> None:
         connection.busy = False

@@ -17,13 +17,13 @@ SECONDS = 300.0
 SEED = 11
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_storm_costs_what_it_must_and_leaves_nothing(logs: Path) -> None:
     with Mesh(SPECS, logs, FLAGS, print) as mesh:
         mesh.converge(PATIENCE)
         results = storm(mesh, SECONDS, SEED, print)
         left = differences(mesh, World(mesh, random.Random(0)))
     print(summary(results))
-    assert {result.fault.name for result in results} == {fault.name for fault in FAULTS}, "time for each"
+    assert {result.fault.name for result in results} == {fault.name for fault in FAULTS}, "each at least once"
     assert [result for result in results if not result.faithful] == []
     assert left == []

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from tests.apiserver import CRDS_FILE
 from tests.apiserver.admin import PREFIX, Admin
 from tests.apiserver.kubeconfig import write_kubeconfig
 from tests.apiserver.real import RealServer, find_assets
+from tests.apiserver.standin import FAULTS_AFTER, FAULTS_PATH
 from tests.apiserver.store import NODES, PEERS
 from tests.lab.agents import MODULE_PATH
 from tests.lab.host import Host, wait_until
@@ -87,6 +89,11 @@ class Cluster:
 
     def thaw(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)
+
+    def fault(self, *calls: tuple[Any, ...]) -> None:
+        """Let the stand-in fail: names of its methods, each with its arguments. They are in force then."""
+        self.do(lambda admin: admin.request("POST", FAULTS_PATH, list(calls)))
+        time.sleep(2 * FAULTS_AFTER)
 
     def close(self) -> None:
         self._admin.close()

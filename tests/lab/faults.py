@@ -41,9 +41,10 @@ class World:
         self._numbers = itertools.count()
         self._cleared: list[Callable[[], object]] = []
 
-    def choose(self) -> Member:
-        """A host to strike."""
-        found: Member = self.dice.choice(list(self.mesh))
+    def choose(self, firewall: str = "") -> Member:
+        """A host to strike; with ``firewall``, one that has this."""
+        members = [m for m in self.mesh if firewall in ("", firewall_of(m))]
+        found: Member = self.dice.choice(members)
         return found
 
     def number(self) -> int:
@@ -82,11 +83,16 @@ class World:
         self._cleared.clear()
 
 
+def firewall_of(member: Member) -> str:
+    """legacy where a flag says so, else nftables."""
+    return "legacy" if "--firewall=legacy" in member.spec.flags else "nftables"
+
+
 @dataclass(frozen=True)
 class Fault:
     """``strike`` makes it happen and gives the question; ``limit``: seconds until all must be as before.
 
-    ``costs``: pings may be lost meanwhile.
+    ``costs``: pings may be lost meanwhile. ``firewall``: only hosts with this one can be struck.
     """
 
     name: str
@@ -94,6 +100,7 @@ class Fault:
     limit: float
     strike: Callable[[World, Member], Whole]
     costs: bool = False
+    firewall: str = ""
 
 
 def _as_before(member: Member, *shown: str) -> Whole:
@@ -114,6 +121,14 @@ PEERS = "wg show kilo0 allowed-ips | sed 's/[^\\t ]*=//' | tr '\\t ' '\\n\\n' | 
 NFTABLES = "nft list ruleset | sed 's/packets.*bytes [0-9]*//' | tr -d '\\n\\t ,' | fold -w1 | sort | uniq -c"
 
 
+LEGACY = "iptables-legacy-save | grep -i kilo; ip6tables-legacy-save | grep -i kilo"
+SETS = "ipset save | sort"
+LEGACY_LIMIT = 12.0
+"""Seconds: nothing tells of changes to legacy tables, so they wait for the next resync, here after 10 s."""
+_FLUSH_LEGACY = "for table in nat filter mangle; do iptables-legacy -t $table -F; done"
+_EMPTY_A_SET = "nft flush set ip kilo no-masquerade-to"
+
+
 def _shell(member: Member, command: str, *shown: str) -> Whole:
     whole = _as_before(member, *shown)
     member.host.run("sh", "-c", command)
@@ -126,6 +141,11 @@ def _shell(member: Member, command: str, *shown: str) -> Whole:
 def _route(world: World, member: Member) -> Whole:
     others = [m.pod_cidr for m in world.mesh if m is not member]
     return _shell(member, f"ip route del {world.dice.choice(others)}", ROUTES)
+
+
+def _route_changed(world: World, member: Member) -> Whole:
+    other = world.dice.choice([m for m in world.mesh if m is not member])
+    return _shell(member, f"ip route change {other.pod_cidr} dev lo proto 171", ROUTES)
 
 
 def _wireguard_go(world: World, member: Member) -> Whole:
@@ -215,6 +235,36 @@ def _api_out_of_reach(world: World, member: Member) -> Whole:
     return _news_arrives(world)
 
 
+def _api(seconds: float, *calls: tuple[Any, ...]) -> Callable[[World, Member], Whole]:
+    """The API server misbehaves for a while, with every connection cut at its beginning."""
+
+    def strike(world: World, member: Member) -> Whole:
+        heal = world.later(lambda: world.mesh.cluster.fault(("heal",)))
+        world.mesh.cluster.fault(*calls, ("drop",))
+        time.sleep(seconds)
+        heal()
+        return _news_arrives(world)
+
+    return strike
+
+
+def _api_silent(world: World, member: Member) -> Whole:
+    """Watches are sent nothing, and are not cut; what happened meanwhile is told afterwards."""
+    heal = world.later(lambda: world.mesh.cluster.fault(("heal",)))
+    world.mesh.cluster.fault(("silence",))
+    arrives = _news_arrives(world)
+    time.sleep(5)
+    heal()
+    return arrives
+
+
+def _connections_cut(world: World, member: Member) -> Whole:
+    for _ in range(5):
+        world.mesh.cluster.fault(("drop",))
+        time.sleep(0.3)
+    return _news_arrives(world)
+
+
 def _news_arrives(world: World) -> Whole:
     """A Peer that is made now is known everywhere, and is forgotten again."""
     number = world.number()
@@ -255,20 +305,26 @@ def _bus_garbage(world: World, member: Member) -> Whole:
     return world.healthy
 
 
-def _disk_full(world: World, member: Member) -> Whole:
-    """The CNI directory takes no more while the conflist is taken away."""
-    folder = "/etc/cni/net.d"
-    whole = _as_before(member, f"cat {folder}/10-kilo.conflist")
-    copy = f"cp -a {folder}/. /run/saved-cni"
-    member.host.run(
-        "sh", "-c", f"mkdir -p /run/saved-cni && {copy} && mount -t tmpfs -o size=4k none {folder}"
-    )
-    undo = world.later(lambda: member.host.run("umount", folder))
-    member.host.run("sh", "-c", f"head -c 100000 /dev/zero > {folder}/filler || true")
-    member.agent.kill_worker("cni")
-    time.sleep(3)
-    undo()
-    return lambda: whole() and world.healthy()
+def _disk_full(folder: str, file: str, worker: str, has_copy: bool) -> Callable[[World, Member], Whole]:
+    """A directory takes no more, with or without what was in it, and the worker that writes there dies."""
+
+    def strike(world: World, member: Member) -> Whole:
+        whole = _as_before(member, f"cat {folder}/{file}", PEERS)
+        fill = f"head -c 100000 /dev/zero > {folder}/filler || true"
+        steps = [
+            "rm -rf /run/saved && mkdir /run/saved",
+            f"cp -a {folder}/. /run/saved" if has_copy else ":",
+            f"mount -t tmpfs -o size=16k,mode=755 none {folder}",
+            f"cp -a /run/saved/. {folder}; ({fill}) 2> /dev/null",
+        ]
+        member.host.run("sh", "-ec", "\n".join(steps))
+        undo = world.later(lambda: member.host.run("umount", folder))
+        member.agent.kill_worker(worker)
+        time.sleep(3)
+        undo()
+        return lambda: whole() and world.healthy()
+
+    return strike
 
 
 # The cluster.
@@ -323,8 +379,11 @@ def _garbage_annotations(world: World, member: Member) -> Whole:
     )
 
 
-def _data(name: str, command: str, *shown: str, limit: float = 1.0) -> Fault:
-    return Fault(name, DATA, limit, lambda world, member: _shell(member, command, *shown), costs=True)
+def _data(name: str, command: str, *shown: str, limit: float = 1.0, firewall: str = "") -> Fault:
+    def strike(world: World, member: Member) -> Whole:
+        return _shell(member, command, *shown)
+
+    return Fault(name, DATA, limit, strike, costs=True, firewall=firewall)
 
 
 FAULTS = (
@@ -337,8 +396,12 @@ FAULTS = (
     Fault("wireguard-go is killed", DATA, 3.0, _wireguard_go, costs=True),
     Fault("a WireGuard peer is removed", DATA, 6.0, _peer, costs=True),
     Fault("allowed IPs are changed", DATA, 6.0, _allowed_ips, costs=True),
-    _data("the nftables table is deleted", "nft delete table ip kilo", NFTABLES),
-    _data("the ruleset is flushed", "nft flush ruleset", NFTABLES),
+    Fault("a route is changed", DATA, 1.0, _route_changed, costs=True),
+    _data("the nftables table is deleted", "nft delete table ip kilo", NFTABLES, firewall="nftables"),
+    _data("the ruleset is flushed", "nft flush ruleset", NFTABLES, firewall="nftables"),
+    _data("a set is emptied (nftables)", _EMPTY_A_SET, NFTABLES, firewall="nftables"),
+    _data("legacy tables are flushed", _FLUSH_LEGACY, LEGACY, limit=LEGACY_LIMIT, firewall="legacy"),
+    _data("a set is emptied (ipset)", "ipset flush", SETS, limit=LEGACY_LIMIT, firewall="legacy"),
     *[Fault(f"{w} is killed", CONTROL, 10.0, _killed(w)) for w in WORKERS],
     *[Fault(f"{w} hangs", CONTROL, 40.0, _stopped(w)) for w in WORKERS],
     Fault("the parent is killed, and kg started again", CONTROL, 15.0, _parent_killed),
@@ -346,8 +409,27 @@ FAULTS = (
     Fault("the API server restarts", CONTROL, 45.0, _api_restarted),
     Fault("the API server hangs for 8 s", CONTROL, 60.0, _api_frozen),
     Fault("the way to the API is cut for 8 s", CONTROL, 60.0, _api_out_of_reach),
+    Fault("connections to the API are cut", CONTROL, 45.0, _connections_cut),
+    Fault("the API answers 2 s late", CONTROL, 45.0, _api(5, ("delay", 2.0))),
+    Fault("the API's answers are truncated", CONTROL, 45.0, _api(4, ("truncate", 30), ("compact",))),
+    Fault("the API answers 429", CONTROL, 45.0, _api(4, ("fail", 429, None, "", 1))),
+    Fault("the API answers 500", CONTROL, 45.0, _api(4, ("fail", 500, None))),
+    Fault("watches are too old: 410", CONTROL, 45.0, _api(1, ("compact",))),
+    Fault("watches are too old: 410 as status", CONTROL, 45.0, _api(1, ("compact", True))),
+    Fault("watches fall silent for 5 s", CONTROL, 45.0, _api_silent),
     Fault("garbage on the bus", CONTROL, 5.0, _bus_garbage),
-    Fault("the disk of the CNI configuration is full", CONTROL, 40.0, _disk_full),
+    Fault(
+        "the disk of the CNI configuration is full, its file gone",
+        CONTROL,
+        40.0,
+        _disk_full("/etc/cni/net.d", "10-kilo.conflist", "cni", has_copy=False),
+    ),
+    Fault(
+        "the disk of the key is full",
+        CONTROL,
+        40.0,
+        _disk_full("/var/lib/kilo", "key", "netctl", has_copy=True),
+    ),
     Fault("a node comes and goes", CLUSTER, 20.0, _node_comes_and_goes),
     Fault("Peers that are wrong come and go", CLUSTER, 20.0, _bad_peers),
     Fault("garbage in a node's annotations", CLUSTER, 20.0, _garbage_annotations, costs=True),
