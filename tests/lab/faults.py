@@ -125,6 +125,8 @@ LEGACY = "iptables-legacy-save | grep -i kilo; ip6tables-legacy-save | grep -i k
 SETS = "ipset save | sort"
 LEGACY_LIMIT = 12.0
 """Seconds: nothing tells of changes to legacy tables, so they wait for the next resync, here after 10 s."""
+LOOKS_AT_PEERS = 5.0
+"""Seconds: nothing tells of changes to WireGuard's peers, so they are looked at."""
 _FLUSH_LEGACY = "for table in nat filter mangle; do iptables-legacy -t $table -F; done"
 _EMPTY_A_SET = "nft flush set ip kilo no-masquerade-to"
 
@@ -392,10 +394,10 @@ FAULTS = (
     _data("the address is deleted", "ip addr flush dev kilo0", ADDRESS, ROUTES),
     _data("the interface goes down", "ip link set kilo0 down", ADDRESS, ROUTES),
     _data("the MTU is changed", "ip link set kilo0 mtu 1300", MTU),
-    _data("the interface is deleted", "ip link del kilo0", ADDRESS, ROUTES, PEERS, limit=3.0),
-    Fault("wireguard-go is killed", DATA, 3.0, _wireguard_go, costs=True),
-    Fault("a WireGuard peer is removed", DATA, 6.0, _peer, costs=True),
-    Fault("allowed IPs are changed", DATA, 6.0, _allowed_ips, costs=True),
+    _data("the interface is deleted", "ip link del kilo0", ADDRESS, ROUTES, PEERS),
+    Fault("wireguard-go is killed", DATA, 1.0, _wireguard_go, costs=True),
+    Fault("a WireGuard peer is removed", DATA, LOOKS_AT_PEERS, _peer, costs=True),
+    Fault("allowed IPs are changed", DATA, LOOKS_AT_PEERS, _allowed_ips, costs=True),
     Fault("a route is changed", DATA, 1.0, _route_changed, costs=True),
     _data("the nftables table is deleted", "nft delete table ip kilo", NFTABLES, firewall="nftables"),
     _data("the ruleset is flushed", "nft flush ruleset", NFTABLES, firewall="nftables"),
