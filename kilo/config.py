@@ -326,6 +326,10 @@ FLAGS: tuple[Flag, ...] = (
     Flag("version", _boolean, _BOOL, "Print the version and exit.", True),
 )
 _BY_NAME = {flag.name: flag for flag in FLAGS}
+_SERVICE_LINK = re.compile(
+    r"KILO_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_LINK = re.compile(r"(tcp|udp|sctp)://\S+")
 
 
 def split(
@@ -376,18 +380,34 @@ def value_of(flag: Flag, texts: Sequence[str], source: str = "") -> Any:
     return values[-1]
 
 
+def is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes gives a pod this variable because its namespace has a Service called ``kilo``, or
+    ``kilo-`` and more. One of them has the name of a flag's, KILO_PORT; its value tells them apart."""
+    return bool(_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _LINK.fullmatch(value)))
+
+
 def load(texts: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> Config:
     """A Config of command-line texts, then ``KILO_`` variables, then defaults. Raises FlagError."""
     environment = os.environ if environment is None else environment
+    given = {name: text for name, text in environment.items() if not is_service_link(name, text)}
     values: dict[str, Any] = {}
     for flag in FLAGS:
         if flag.name in texts:
             values[flag.field] = value_of(flag, texts[flag.name])
-        elif flag.variable in environment:
-            values[flag.field] = value_of(flag, [environment[flag.variable]], flag.variable)
+        elif (text := given.get(flag.variable)) is not None:
+            values[flag.field] = value_of(flag, [text], flag.variable)
     if not values.get("hostname"):
         values["hostname"] = socket.gethostname().lower()
     return Config(**values)
+
+
+def differing(config: Config) -> dict[str, Any]:
+    """The fields that are not the defaults, but for a URL with a password in it."""
+    usual = msgspec.structs.asdict(Config())
+    found = {name: value for name, value in msgspec.structs.asdict(config).items() if value != usual[name]}
+    if "@" in config.master:
+        del found["master"]
+    return found
 
 
 def settings_of(config: Config) -> Settings:

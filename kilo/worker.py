@@ -65,6 +65,7 @@ class Reporter:
         self._beat = 0
         self._measured: tuple[float, int, int] = (0.0, 0, 0)
         self.phase = "starting"
+        self.on_ready: Callable[[], object] = lambda: None
         self.failing: dict[str, Failure] = {}
         self.errors: dict[str, int] = {}
         self.gauges: dict[str, float] = {}
@@ -76,6 +77,7 @@ class Reporter:
         if self.phase != "ready":
             self.phase = "ready"
             self._log.info("ready")
+            self.on_ready()
 
     def count(self, event: str) -> None:
         """One more error of ``event`` in kilo_errors_total."""
@@ -126,6 +128,12 @@ def measure() -> tuple[float, int, int]:
     return time.process_time(), resident, len(os.listdir("/proc/self/fd"))
 
 
+def until_next(period: float) -> float:
+    """Seconds until the next whole ``period`` of the host's monotonic clock: timers that begin there are due
+    together, in all processes, which costs fewer wake-ups, of those that hear of it too."""
+    return period - time.monotonic() % period
+
+
 class Context:
     """All that a worker is given. The ``log`` also is the log of its adapters."""
 
@@ -137,6 +145,7 @@ class Context:
         self.loop = Loop(on_error=self._on_error)
         self._outlet = Outlet(self.loop, config.run_dir, name)
         self.state: Publisher[WorkerState] = self.publish(state_of(name))
+        self.report.on_ready = lambda: self.loop.call_soon(self.beat)  # somebody may wait for it
 
     def publish(self, topic: Topic[T]) -> Publisher[T]:
         """The publisher of one of this worker's own topics."""
@@ -147,11 +156,14 @@ class Context:
         return Subscription(self.loop, self.config.run_dir, topic, on_change, self._on_bad)
 
     def beat(self) -> None:
+        if self._outlet.refused:
+            self.report.errors["refused"] = self._outlet.refused
         self.state.put("state", self.report.snapshot())
         self.state.flush()
 
     def heartbeats(self) -> Timer:
-        return self.loop.call_every(HEARTBEAT, self.beat, first=0)
+        self.loop.call_soon(self.beat)
+        return self.loop.call_every(HEARTBEAT, self.beat, first=until_next(HEARTBEAT))
 
     def _on_bad(self, topic: str, reason: str) -> None:
         self.report.count("bus")
@@ -201,7 +213,7 @@ class _Life:
                 self._log.warn("another file was put there, or closed to us; ending for a restart", path=path)
                 self.end(clean_up=False)
 
-        self._loop.call_every(LOOK_EVERY, look)
+        self._loop.call_every(LOOK_EVERY, look, first=until_next(LOOK_EVERY))
 
     def say(self, word: bytes) -> None:
         """To the parent, if there is one."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +24,10 @@ from kilo.model.host import WorkerState
 from kilo.worker import Context, Worker, run
 
 T = TypeVar("T")
+Factory = Callable[[Context], Worker]
 PATIENCE = 10.0
+QUICK = 0.1
+"""Seconds between heartbeats that a test need not wait for."""
 
 
 def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "") -> T:
@@ -100,16 +105,21 @@ class Bus:
 
 
 class Running:
-    """A worker in a process of its own; what it logs is in ``log``."""
+    """A worker in a process of its own; what it logs is in ``log``. ``beat``: seconds between heartbeats
+    beside those of use, for a test that waits for them; 0 for none."""
 
-    def __init__(self, name: str, factory: Callable[[Context], Worker], config: Config) -> None:
+    def __init__(self, name: str, factory: Factory, config: Config, beat: float = 0) -> None:
         self.name = name
         fd, path = tempfile.mkstemp(prefix=f"kg-{name}-")
         os.close(fd)
         self._log = Path(path)
-        spawn = multiprocessing.get_context("spawn")
-        self.process = spawn.Process(target=_main, args=(name, factory, config, path))
-        self.process.start()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from tests.feeding import main; main()"
+        options = [f"-W{option}" for option in sys.warnoptions]
+        # not by multiprocessing, which would import pytest, too, for a third of a second
+        self.process = subprocess.Popen([sys.executable, *options, "-c", code], stdin=subprocess.PIPE)
+        assert self.process.stdin is not None
+        with self.process.stdin as pipe:
+            pickle.dump((name, factory, config, path, beat), pipe)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -125,18 +135,17 @@ class Running:
     def messages(self, level: str) -> list[str]:
         return [line["msg"] for line in self.log if line["level"] == level]
 
-    def end(self, number: int = signal.SIGTERM) -> int | None:
+    def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit status."""
-        if self.process.is_alive() and self.process.pid is not None:
-            os.kill(self.process.pid, number)
+        self.process.send_signal(number)
         return self.wait()
 
-    def wait(self) -> int | None:
-        self.process.join(PATIENCE)
-        if self.process.is_alive():
+    def wait(self) -> int:
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.join()
-        return self.process.exitcode
+            return self.process.wait()
 
     def close(self) -> None:
         self.end()
@@ -144,17 +153,26 @@ class Running:
 
 
 @contextmanager
-def running(name: str, factory: Callable[[Context], Worker], config: Config) -> Iterator[Running]:
-    worker = Running(name, factory, config)
+def running(name: str, factory: Factory, config: Config, beat: float = 0) -> Iterator[Running]:
+    worker = Running(name, factory, config, beat)
     try:
         yield worker
     finally:
         worker.close()
 
 
-def _main(name: str, factory: Callable[[Context], Worker], config: Config, log: str) -> None:
+def main() -> None:
+    """The worker that standard input says."""
+    name, factory, config, log, beat = pickle.load(sys.stdin.buffer)
     fd = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
-    raise SystemExit(run(name, factory, config))
+
+    def made(context: Context) -> Worker:
+        if beat:
+            context.loop.call_every(beat, context.beat)
+        worker: Worker = factory(context)
+        return worker
+
+    raise SystemExit(run(name, made, config))

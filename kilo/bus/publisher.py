@@ -1,33 +1,23 @@
-"""The producing side: one XPUB socket, any number of topics, nothing read from subscribers but
-which topics they want."""
+"""The producing side: any number of topics, nothing read from subscribers but which topics they want."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import secrets
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Generic, TypeVar
 
-import zmq
-
+from kilo.bus.door import Door, Reader
 from kilo.bus.loop import Loop
-from kilo.bus.topics import Topic
-from kilo.bus.wire import VERSION, Frame, encode, endpoint, socket_path
-from kilo.errors import PermanentError, TemporaryError
+from kilo.bus.topics import ALL, Topic
+from kilo.bus.wire import VERSION, Frame, encode, encode_without_secrets, socket_path
 
 T = TypeVar("T")
 BEACON_PERIOD = 5.0
 SNAPSHOT_GAP = 0.05
-QUEUE = 1000
-MOST_WANTED = 64
-"""Bytes of what a subscriber sends: the name of a topic. What it wants is remembered."""
 
 
 class Outlet:
-    """The socket of one worker, bound in its own directory. Make publishers with ``publish``.
+    """What one worker publishes: a socket in its own directory. Make publishers with ``publish``.
 
     Raises PermanentError if it cannot be bound, TemporaryError while another process of this worker
     runs there: it would be unheard from then on.
@@ -37,106 +27,44 @@ class Outlet:
         self.worker = worker
         self._loop = loop
         self._publishers: dict[bytes, Publisher[object]] = {}
-        self._path = socket_path(run_dir, worker)
-        self._lock = self._prepare(self._path)
-        loop.at_close(lambda: os.close(self._lock))
-        socket = loop.context.socket(zmq.XPUB)
-        socket.set(zmq.XPUB_VERBOSE, 1)
-        socket.set(zmq.SNDHWM, QUEUE)
-        socket.set(zmq.MAXMSGSIZE, MOST_WANTED)
-        socket.set(zmq.LINGER, 200)
-        self._socket = socket
-        self._endpoint = endpoint(run_dir, worker)
-        self._bind()
-        loop.add_reader(socket, self._on_subscription)
+        self._topics = frozenset(topic.name.encode() for topic in ALL if topic.producer == worker)
+        self._door = Door(loop, socket_path(run_dir, worker), worker, self._on_wanted)
         loop.call_every(BEACON_PERIOD, self._beacon)
-
-    def _bind(self) -> None:
-        try:
-            self._socket.bind(self._endpoint)
-            os.chmod(self._path, 0o660)
-            self._number = _number_of(self._path)
-        except (zmq.ZMQError, OSError) as e:
-            raise PermanentError(f"cannot bind the bus socket {self._path}: {e}") from e
-
-    def _look_after(self) -> None:
-        """Bind again if somebody removed the socket's file: who is connected stays so, and others can come.
-
-        Raises TemporaryError if it cannot, as when another process took the place meanwhile.
-        """
-        if _number_of(self._path) == self._number:
-            return
-        try:
-            if _number_of(self._path.with_name("lock")) != os.fstat(self._lock).st_ino:
-                lock = self._prepare(self._path)
-                os.close(self._lock)
-                self._lock = lock
-            with contextlib.suppress(zmq.ZMQError):  # it was not bound the last time either
-                self._socket.unbind(self._endpoint)
-            self._bind()
-        except PermanentError as e:
-            raise TemporaryError(str(e)) from e
-
-    def _prepare(self, path: Path) -> int:
-        """Make the directory, and lock it for as long as the loop lives. The lock's descriptor."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path.with_name("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise PermanentError(f"cannot prepare the bus socket {path}: {e.strerror}") from e
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
-        except OSError as e:
-            os.close(lock)
-            if not isinstance(e, BlockingIOError):
-                raise PermanentError(f"cannot prepare the bus socket {path}: {e.strerror}") from e
-            raise TemporaryError(
-                f"another {self.worker} runs here: it holds {path.parent}; end it, or give another --run-dir"
-            ) from e
-        return lock
 
     def publish(self, topic: Topic[T]) -> Publisher[T]:
         """The publisher of ``topic``, which must be this worker's."""
         if topic.producer != self.worker:
             raise ValueError(f"{self.worker} does not produce {topic.name}")
-        publisher = Publisher(self, self._loop, topic)
+        publisher = Publisher(self._door, self._loop, topic)
         self._publishers[topic.name.encode()] = publisher  # type: ignore[assignment]
         return publisher
 
-    def send(self, topic: Topic[T], frame: Frame[T]) -> None:
-        self._socket.send_multipart([topic.name.encode(), encode(frame)], zmq.NOBLOCK)
+    @property
+    def refused(self) -> int:
+        """How many connections were not taken in, or were cut off."""
+        return self._door.refused
 
-    def _on_subscription(self) -> None:
-        while True:
-            try:
-                message = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            if message[:1] == b"\x01" and (publisher := self._publishers.get(message[1:])):
-                publisher.snapshot_soon()
+    def _on_wanted(self, topic: bytes) -> bool:
+        """Whether there is such a topic: the worker may come to publish it later."""
+        if (publisher := self._publishers.get(topic)) is not None:
+            publisher.snapshot_soon()
+        return topic in self._topics
 
     def _beacon(self) -> None:
         for publisher in self._publishers.values():
             publisher.beacon()
-        self._look_after()
-
-
-def _number_of(path: Path) -> int:
-    """The inode, 0 if there is no such file."""
-    with contextlib.suppress(OSError):
-        return path.lstat().st_ino
-    return 0
+        self._door.look_after()
 
 
 class Publisher(Generic[T]):
     """The current value of one topic. Nothing is sent before the first ``flush``: until then the
     topic has no value, which is not the same as an empty one."""
 
-    def __init__(self, outlet: Outlet, loop: Loop, topic: Topic[T]) -> None:
+    def __init__(self, door: Door, loop: Loop, topic: Topic[T]) -> None:
         self.topic = topic
         self.state: dict[str, T] = {}
-        self._outlet = outlet
+        self._door = door
+        self._name = topic.name.encode()
         self._loop = loop
         self._epoch = secrets.token_hex(8)
         self._seq = 0
@@ -177,24 +105,40 @@ class Publisher(Generic[T]):
         self._seq += 1
         frame = Frame(VERSION, "delta", self._epoch, self._seq, self._upserts, sorted(self._removals))
         self._upserts, self._removals = {}, set()
-        self._outlet.send(self.topic, frame)
+        self._send(frame, [reader for reader in self._door.readers(self._name) if self._name in reader.given])
         return True
 
     def snapshot_soon(self) -> None:
-        """Send the whole state to all subscribers, soon: requests that come close together share one."""
+        """Send the whole state to those who want it, soon: requests that come close together share one."""
         if not self._snapshot_due:
             self._snapshot_due = True
             self._loop.call_later(0 if self._seq < 2 else SNAPSHOT_GAP, self._snapshot)
 
     def beacon(self) -> None:
         if self._open:
-            self._outlet.send(self.topic, Frame(VERSION, "beacon", self._epoch, self._seq, {}, []))
+            frame: Frame[T] = Frame(VERSION, "beacon", self._epoch, self._seq, {}, [])
+            self._send(frame, self._door.readers(self._name))
+
+    def _send(self, frame: Frame[T], readers: list[Reader]) -> list[Reader]:
+        """To whom of ``readers`` it goes: with the secrets that are in it to those alone who need them."""
+        if not readers:
+            return []
+        confidant = self.topic.confidant
+        told = [reader for reader in readers if not confidant or reader.may_be(confidant)]
+        done = self._door.send(self._name, encode(frame), told) if told else []
+        if len(told) < len(readers):
+            others = [reader for reader in readers if reader not in told]
+            done += self._door.send(self._name, encode_without_secrets(frame), others)
+        return done
 
     def _snapshot(self) -> None:
+        """To those who have not been given the whole: a reader that asks again is one of them."""
         self._snapshot_due = False
         if not self._open:
             return
         if self._upserts or self._removals:
-            self._seq += 1
-            self._upserts, self._removals = {}, set()
-        self._outlet.send(self.topic, Frame(VERSION, "snapshot", self._epoch, self._seq, self.state, []))
+            self.flush()
+        frame = Frame(VERSION, "snapshot", self._epoch, self._seq, self.state, [])
+        fresh = [reader for reader in self._door.readers(self._name) if self._name not in reader.given]
+        for reader in self._send(frame, fresh):
+            reader.given.add(self._name)

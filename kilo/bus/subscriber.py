@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,9 @@ RECONNECT_MS = 50
 QUEUE = 1000
 FEW = 20
 """Messages that wait, of a topic whose value is small: the newest says it all."""
+"""And so many a second: who sends more waits, and then loses what is old."""
 BATCH = 100
+PERIOD = 1.0
 RESUBSCRIBE_GAP = 1.0
 
 
@@ -62,9 +65,12 @@ class Subscription(Generic[T]):
         self._removals: set[str] = set()
         self._first = False
         self._asked = False
+        self._few = topic.most != MAX_MESSAGE
+        self._heard = 0
+        self._since = 0.0
         self._name = topic.name.encode()
         socket = loop.context.socket(zmq.SUB)
-        socket.set(zmq.RCVHWM, QUEUE if topic.most == MAX_MESSAGE else FEW)
+        socket.set(zmq.RCVHWM, FEW if self._few else QUEUE)
         socket.set(zmq.MAXMSGSIZE, topic.most)
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, 0)
@@ -79,13 +85,30 @@ class Subscription(Generic[T]):
         self._socket.close()
 
     def _receive(self) -> None:
-        for _ in range(BATCH):
+        for _ in range(self._allowance()):
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            self._heard += 1
             self._take(parts)
         self._report()
+
+    def _allowance(self) -> int:
+        """How many messages may be read now. If none, none is waited for until the second is over."""
+        if not self._few:
+            return BATCH
+        now = time.monotonic()
+        if now - self._since >= PERIOD:
+            self._since, self._heard = now, 0
+        if self._heard >= FEW:
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(PERIOD, self._go_on)
+        return FEW - self._heard
+
+    def _go_on(self) -> None:
+        if not self._socket.closed:
+            self._loop.add_reader(self._socket, self._receive)
 
     def _take(self, parts: list[bytes]) -> None:
         if len(parts) != 2 or parts[0] != self._name:

@@ -37,12 +37,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Topic(Generic[T]):
-    """A topic's name, its only producer, how many bytes a message may have, and the codec of its frames."""
+    """A topic's name, its only producer, how many bytes a message may have, and the codec of its frames.
+
+    ``confidant``: the worker that is told the secrets in it, beside root; others hear that there are some.
+    """
 
     name: str
     producer: str
     value: Any
     most: int = MAX_MESSAGE
+    confidant: str = ""
     decoder: msgspec.msgpack.Decoder[Frame[T]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -50,10 +54,10 @@ class Topic(Generic[T]):
         object.__setattr__(self, "decoder", msgspec.msgpack.Decoder(frame, dec_hook=hook))
 
 
-CLUSTER: Topic[ClusterItem] = Topic("cluster", "watcher", ClusterItem)
+CLUSTER: Topic[ClusterItem] = Topic("cluster", "watcher", ClusterItem, confidant="mesh")
 PROBLEMS: Topic[Problem] = Topic("problems", "watcher", Problem)
 ANNOUNCE: Topic[Announcement] = Topic("announce", "mesh", Announcement)
-PLAN: Topic[PlanItem] = Topic("plan", "mesh", PlanItem)
+PLAN: Topic[PlanItem] = Topic("plan", "mesh", PlanItem, confidant="netctl")
 CNI: Topic[CniTarget] = Topic("cni", "mesh", CniTarget)
 TOPOLOGY: Topic[TopologyItem] = Topic("topology", "mesh", TopologyItem)
 HOST: Topic[HostFacts] = Topic("host", "netctl", HostFacts)

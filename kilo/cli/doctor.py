@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import chain
 
 import msgspec
 
+from kilo.cli.running import as_it_runs
 from kilo.cli.status import Heard
 from kilo.config import Config
 from kilo.doctor import agent, api, host
@@ -15,10 +17,12 @@ from kilo.sandbox.profiles import join_groups
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "unknown": "?   "}
 
 
-def main(config: Config, output: str) -> int:
-    """Print what was found, as ``text`` or ``json``; 1 if anything failed."""
+def main(config: Config, output: str, given: Collection[str] = ()) -> int:
+    """Print what was found, as ``text`` or ``json``; 1 if anything failed. ``given``: the fields of the
+    Config that a flag or the environment gave; the others are as the agent has them that runs here."""
+    config, flags = as_it_runs(config, given)
     found = []
-    for finding in findings(config):
+    for finding in chain([Finding("flags", "ok", flags)], findings(config)):
         found.append(finding)
         if output == "text":
             print(text_of(finding), flush=True)

@@ -74,17 +74,23 @@ COMMANDS = {
         "health serves /health, /ready, /metrics, /graph and the topology page on --listen.",
     ),
     "plan": Command(
-        "print what would be planned, from files",
+        "print what would be planned, or changed",
         "Prints what the agent with these flags would plan on the node that --hostname names, from\n"
         "  kubectl get nodes -o json > nodes.json\n"
         "  kubectl get peers.kilo.squat.ai -o json > peers.json\n"
         "with no cluster and no privilege. Whoever takes no part is named on standard error, with the "
-        "field and the reason.",
-        "--nodes FILE [--peers FILE] [--hostname NODE] [-o FORMAT] [FLAGS]",
+        "field and the reason.\n"
+        "With --diff it prints what the agent would change in the kernel of this host, a line for each "
+        "object: + is added, ~ changed, - removed. It changes nothing. The plan is then the one that the "
+        "agent here follows, or, with --nodes, what those files and this host make. Run it as root, where "
+        "the agent runs and with its flags.",
+        "[--diff] [--nodes FILE] [--peers FILE] [--hostname NODE] [-o FORMAT] [FLAGS]",
         {
-            0: "the plan was printed",
-            1: "nothing can be planned for that node",
+            0: "the plan was printed; with --diff, nothing would be changed",
+            1: "nothing can be planned for that node; with --diff, something would be changed",
             2: "a flag is not allowed, or the input cannot be used",
+            3: "with --diff: no agent publishes a plan in --run-dir",
+            4: "with --diff: it cannot be told, for want of a right or of an answer",
         },
     ),
     "status": Command(
@@ -130,9 +136,10 @@ COMMANDS = {
     "tail": Command(
         "print what passes on the bus",
         "Prints each message of the bus, or of one worker's topics, as a line of JSON, until interrupted: "
-        "first what holds now, then what changes. Secrets are ***.",
+        "first what holds now, then what changes. Secrets are ***. Who is not heard within 2 s is named on "
+        "standard error, and waited for.",
         "[WORKER] [FLAGS]",
-        {0: "it was interrupted", **_OPERATOR},
+        {0: "it was interrupted", **_OPERATOR, 3: "it was interrupted, and had heard nothing"},
     ),
     "cleanup": Command(
         "take away what the agent left on this host",
@@ -143,7 +150,9 @@ COMMANDS = {
         "[watcher] [netctl] [FLAGS]",
         {0: "nothing is left", 1: "something is left; the log says what", **_OPERATOR},
     ),
-    "version": Command("print the version", "Prints the version.", statuses={0: "always"}),
+    "version": Command(
+        "print the version", "Prints the version.", statuses={0: "the version was printed", **_OPERATOR}
+    ),
 }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 
 from kilo import __version__
+from kilo.cli.environment import misspelt
 from kilo.cli.help import COMMANDS, general, of_command
 from kilo.config import FLAGS, Config, Flag, FlagError, choice, load, split, value_of
 from kilo.log import complain, own_outputs
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point of the ``kg`` script; its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if text := misspelt(os.environ):
+            complain(f"kg: {text}")
         status = dispatch(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()  # a reader that is gone is met here, and not when nobody can say so any more
@@ -51,7 +54,7 @@ def dispatch(arguments: list[str]) -> int:
             f"unknown flag -o; {', '.join(f'kg {name}' for name in WITH_OUTPUT)} and kg plan have it"
         )
     config = load(texts)
-    if config.version or command == "version":
+    if config.version or (command == "version" and not words):
         print(__version__)
         return 0
     if command == "plan":
@@ -61,15 +64,20 @@ def dispatch(arguments: list[str]) -> int:
     if command == "cleanup":
         return clean_up(config, words)
     if words and command not in ("restart", "loglevel", "tail"):
-        raise FlagError(f"{words[0]!r} is not expected here; kg --help says what is")
+        raise FlagError(f"{words[0]!r} is not expected here; kg {command} --help says what is")
     if command in WITH_OUTPUT:
-        return run(f"kilo.cli.{command}", config, value_of(OUTPUT, output or ["text"]))
+        return run(f"kilo.cli.{command}", config, value_of(OUTPUT, output or ["text"]), given(texts))
     if command in WORKERS:
         return run_alone(command, config)
     if command:
         return run("kilo.cli.operate", command, config, words)
     hold_signals()
     return run("kilo.supervisor.parent", config)
+
+
+def given(texts: Mapping[str, Sequence[str]]) -> set[str]:
+    """The fields of the Config that the command line or the environment gives."""
+    return {flag.field for flag in FLAGS if flag.name in texts or flag.variable in os.environ}
 
 
 def tell(arguments: list[str]) -> int:

@@ -22,6 +22,7 @@ class _Kind(msgspec.Struct):
 class _Document(msgspec.Struct):
     kind: str | None = None
     items: list[msgspec.Raw] | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Objects(Generic[T]):
 
 
 def read_objects(path: str, flag: str, kind: str, decode: Callable[[msgspec.Raw], T]) -> Objects[T]:
-    """The objects in ``path`` ("-": standard input): a List, an array, or a single object.
+    """The objects in ``path`` ("-": standard input): a List, an array of some, or a single object. Nothing is
+    an empty List, which has a kind, and not ``[]`` or ``{}``: a file that went wrong is no empty cluster.
 
     ``flag`` is named in errors. Raises ProtocolError if the file cannot be read, is not JSON, or
     holds something that is not of ``kind``.
@@ -64,17 +66,22 @@ def _bytes(path: str, source: str) -> bytes:
 
 def _items(content: bytes, source: str, kind: str) -> list[msgspec.Raw]:
     content = content.removeprefix(b"\xef\xbb\xbf").strip()
+    hint = f"it takes what kubectl get {kind.lower()}s -o json prints"
     try:
         if content.startswith(b"["):
-            return msgspec.json.decode(content, type=list[msgspec.Raw])
+            items = msgspec.json.decode(content, type=list[msgspec.Raw])
+            if not items:
+                raise ProtocolError(f"{source} is an empty array, and no List of {kind}s; {hint}")
+            return items
         document = msgspec.json.decode(content, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        hint = f"it takes what kubectl get {kind.lower()}s -o json prints"
         raise ProtocolError(f"{source} is not a JSON list of {kind}s: {e}; {hint}") from e
     if document.items is not None:
         return document.items
     if (document.kind or "").endswith("List"):
         return []
+    if document.kind is None and not document.metadata:
+        raise ProtocolError(f"{source} is neither a List nor a {kind}; {hint}")
     return [msgspec.Raw(content)]
 
 

@@ -7,22 +7,25 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from kilo.bus import WORKERS, Change, Loop, Subscription, state_of
-from kilo.bus.topics import ALL
+from kilo.bus.topics import ALL, Topic
 from kilo.bus.wire import socket_path
-from kilo.cli.listener import listener_of
 from kilo.config import Config, FlagError
 from kilo.errors import KiloError
+from kilo.holders import listener
 from kilo.log import LEVELS
 from kilo.model.host import WorkerState
 from kilo.sandbox.profiles import join_groups
 from kilo.supervisor.control import RESTART_LIMIT, Reply, Request, ask, control_path
 
 NOT_RUNNING = 3
+MISSED_AFTER = 2.0
+"""Seconds after which kg tail says who was not heard; a heartbeat comes every second."""
 MOST_WORDS = {"restart": 1, "loglevel": 2, "tail": 1}
 
 
@@ -76,10 +79,11 @@ def _tell(reply: Reply | None) -> int:
 
 def restart_alone(config: Config, name: str) -> int:
     """Ask a worker without a parent to end, and wait for whoever keeps it to bring it back."""
-    pid = listener_of(socket_path(config.run_dir, name))
-    if pid is None:
+    listening = listener(socket_path(config.run_dir, name))
+    if listening is None:
         print(f"kg: neither a parent nor {name} answers in {config.run_dir}", file=sys.stderr)
         return NOT_RUNNING
+    pid = listening.pid
     if not pid:
         print(f"kg: {name} runs in another container; ask there: kubectl exec -c {name} …", file=sys.stderr)
         return NOT_RUNNING
@@ -111,12 +115,14 @@ def tail(config: Config, words: list[str]) -> int:
         raise FlagError(f"kg tail: {words[0]!r} is not a worker; there are {', '.join(WORKERS)}")
     join_groups()
     loop = Loop()
+    heard: set[str] = set()
 
-    def show(topic: str) -> Any:
+    def show(topic: Topic[Any]) -> Callable[[Change[Any]], None]:
         def on_change(change: Change[Any]) -> None:
+            heard.add(topic.producer)
             record = {
                 "ts": round(time.time(), 3),
-                "topic": topic,
+                "topic": topic.name,
                 "upserts": change.upserts,
                 "removals": sorted(change.removals),
             }
@@ -128,11 +134,19 @@ def tail(config: Config, words: list[str]) -> int:
     def bad(topic: str, reason: str) -> None:
         print(f"kg tail: a message of {topic} was dropped: {reason}", file=sys.stderr)
 
+    def miss() -> None:
+        silent = [name for name in words or WORKERS if name not in heard]
+        nobody = len(silent) == len(WORKERS)
+        if silent:
+            who = "nobody answers" if nobody else f"no answer from {', '.join(silent)}"
+            print(f"kg tail: {who} in {config.run_dir}; waiting", file=sys.stderr, flush=True)
+
     for topic in ALL:
         if not words or topic.producer == words[0]:
-            Subscription(loop, config.run_dir, topic, show(topic.name), bad)
+            Subscription(loop, config.run_dir, topic, show(topic), bad)
+    loop.call_later(MISSED_AFTER, miss)
     signal.signal(signal.SIGTERM, lambda n, f: loop.stop())
     with contextlib.suppress(KeyboardInterrupt):
         loop.run()
     loop.close()
-    return 0
+    return 0 if heard else NOT_RUNNING

@@ -2,6 +2,7 @@
 
 No privilege, no network, nothing imported that a plan does not need. Exit status: 0; 1 where nothing
 can be planned for the node that ``--hostname`` names; 2 for a bad flag, or input that cannot be used.
+With ``--diff`` a plan is compared with the kernel, by kilo.cli.diff.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from kilo import graph
@@ -45,6 +47,7 @@ from kilo.watcher.translate import (
 NAMES_TOLD = 30
 NOT_READY = "local node is not ready"
 FORMATS = ("json", "wireguard", "routes", "firewall", "dot")
+DIFF_FORMATS = ("text", "json")
 
 
 def _networks(text: str) -> tuple[str, ...]:
@@ -55,9 +58,15 @@ def _networks(text: str) -> tuple[str, ...]:
 
 
 def _format(text: str) -> str:
-    if text not in FORMATS:
+    if text not in (*FORMATS, *DIFF_FORMATS):
         raise ValueError
     return text
+
+
+def _switch(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
 
 
 _FILE = "a file, or - for standard input"
@@ -70,8 +79,20 @@ OWN_FLAGS = (
         "Unix seconds",
         "The time to plan for, by which nodes count as alive (default: when FILE was written).",
     ),
-    Flag("private-key", str, "a file", "The node's WireGuard key, to be printed in its configuration."),
-    Flag("o", _format, ", ".join(FORMATS), "What to print."),
+    Flag(
+        "private-key",
+        str,
+        "a file",
+        "The node's WireGuard key, to be printed or compared.",
+    ),
+    Flag("o", _format, f"{', '.join(FORMATS)}; with --diff {', '.join(DIFF_FORMATS)}", "What to print."),
+    Flag(
+        "diff",
+        _switch,
+        "true or false",
+        "Print what would be changed in this host's kernel, and change nothing.",
+        boolean=True,
+    ),
     Flag(
         "connect-allowed-ips",
         _networks,
@@ -91,6 +112,8 @@ class Cluster:
     left_out: dict[str, FieldProblem] = field(default_factory=dict)
     rejected_peers: set[str] = field(default_factory=set)
     last_seen: dict[str, int] = field(default_factory=dict)
+    given: dict[str, Node] = field(default_factory=dict)
+    """All nodes, whether they take part or not."""
 
     def names(self) -> list[str]:
         """Of all nodes, whether they take part or not."""
@@ -99,7 +122,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be printed, beside what the agent's own flags say."""
+    """What is to be printed, beside what the agent's own flags say.
+
+    ``nodes`` may be "" with ``diff``: then the agent's plan is meant. ``key_file``: of ``private_key``.
+    """
 
     nodes: str
     peers: str
@@ -108,6 +134,8 @@ class Request:
     format: str
     connect: tuple[str, ...]
     config: Config
+    diff: bool = False
+    key_file: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,14 +145,17 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         request = _request(argv)
-        cluster = _read(request)
+        cluster = _read(request) if request.nodes else None
     except KiloError as e:
-        _tell(str(e))
+        tell(str(e))
         return 2
-    return _plan(cluster, request)
+    if request.diff:
+        status: int = import_module("kilo.cli.diff").main(request, cluster)
+        return status
+    return _plan(cluster or Cluster(), request)
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     print(f"kg plan: {text}", file=sys.stderr)
 
 
@@ -135,25 +166,33 @@ def _request(argv: Sequence[str]) -> Request:
         raise FlagError(f"{words[0]!r} is not expected here; kg plan --help says what is")
     own = {flag.name: value_of(flag, texts[flag.name]) for flag in OWN_FLAGS if flag.name in texts}
     nodes, peers = own.get("nodes", ""), own.get("peers", "")
-    if not nodes:
+    diff = own.get("diff", False)
+    if not nodes and not diff:
         raise FlagError("--nodes FILE is missing: what kubectl get nodes -o json printed")
+    if peers and not nodes:
+        raise FlagError("--peers needs --nodes")
+    formats, chosen = DIFF_FORMATS if diff else FORMATS, own.get("o", "text" if diff else "json")
+    if chosen not in formats:
+        raise FlagError(f"-o: {chosen!r} is not allowed {'with' if diff else 'without'} --diff")
     if nodes == peers == "-":
         raise FlagError("--nodes and --peers cannot both be standard input")
     return Request(
         nodes=nodes,
         peers=peers,
-        at=own.get("at", _written_at(nodes)),
+        at=own["at"] if "at" in own else _written_at(nodes),
         private_key=_private_key(own["private-key"]) if "private-key" in own else "",
-        format=own.get("o", "json"),
+        format=chosen,
         connect=own.get("connect-allowed-ips", ()),
         config=load(texts),
+        diff=diff,
+        key_file=own.get("private-key", ""),
     )
 
 
 def _written_at(path: str) -> int:
     """When the file was written, which is when the cluster was as it says; now for standard input."""
     try:
-        return int(os.stat(path).st_mtime) if path != "-" else int(time.time())
+        return int(os.stat(path).st_mtime) if path not in ("", "-") else int(time.time())
     except OSError:
         return int(time.time())
 
@@ -179,7 +218,7 @@ def _read(request: Request) -> Cluster:
     if request.peers:
         peers = read_objects(request.peers, "--peers", PEER, decode_peer)
     for bad in (*nodes.refused, *peers.refused):
-        _tell(f"{bad}; it is left out")
+        tell(f"{bad}; it is left out")
     cluster.rejected_peers.update(bad.name for bad in peers.refused if bad.name)
     for node in nodes.objects:
         _take_node(node_from(node, request.config.topology_label), request.at, cluster)
@@ -191,13 +230,14 @@ def _read(request: Request) -> Cluster:
 def _take_node(read: NodeReading, at: int, cluster: Cluster) -> None:
     name = read.node.name
     if name in cluster.nodes or name in cluster.left_out:
-        _tell(f"node {name} is there twice; the first counts")
+        tell(f"node {name} is there twice; the first counts")
         return
     cluster.last_seen[name] = read.last_seen
+    cluster.given[name] = read.node
     reason = not_ready_reason(read.node, is_alive(read.last_seen, at), read.problems)
     for problem in read.problems:
         if problem != reason:
-            _tell(f"node {name}: {problem.place}: {problem.reason}; this is passed over")
+            tell(f"node {name}: {problem.place}: {problem.reason}; this is passed over")
     if reason is None:
         cluster.nodes[name] = read.node
         return
@@ -205,20 +245,20 @@ def _take_node(read: NodeReading, at: int, cluster: Cluster) -> None:
         ago = f"{at - read.last_seen} s before the time planned for"
         reason = FieldProblem("last-seen", f"the node checked in {ago} (see --at)")
     cluster.left_out[name] = reason
-    _tell(f"node {name} is left out: {reason.place}: {reason.reason}")
+    tell(f"node {name} is left out: {reason.place}: {reason.reason}")
 
 
 def _take_peer(read: PeerReading, cluster: Cluster) -> None:
     if read.name in cluster.peers or read.name in cluster.rejected_peers:
-        _tell(f"Peer {read.name} is there twice; the first counts")
+        tell(f"Peer {read.name} is there twice; the first counts")
         return
     for problem in read.problems:
         what = "it is rejected" if read.peer is None else "this is passed over"
-        _tell(f"Peer {read.name}: {problem.field}: {problem.reason}; {what}")
+        tell(f"Peer {read.name}: {problem.field}: {problem.reason}; {what}")
     if read.peer is None:
         cluster.rejected_peers.add(read.name)
     elif reason := peer_not_ready_reason(read.peer):
-        _tell(f"Peer {read.name} is left out: {reason.field} {reason.reason}")
+        tell(f"Peer {read.name} is left out: {reason.field} {reason.reason}")
     else:
         cluster.peers[read.name] = read.peer
 
@@ -233,16 +273,16 @@ def _plan(cluster: Cluster, request: Request) -> int:
     topology: Topology | None = None
     if settings.hostname not in cluster.nodes:
         expected["error"] = NOT_READY
-        _tell(_why_not(cluster, request))
+        tell(_why_not(cluster, request))
     else:
         try:
             topology = build(cluster.nodes.values(), cluster.peers.values(), settings)
         except CannotPlan as e:
             expected["error"] = str(e)
-            _tell(str(e))
+            tell(str(e))
     if topology is not None:
         for conflict in conflicts(topology, settings).values():
-            _tell(conflict)
+            tell(conflict)
     if request.format == "json":
         if topology is not None:
             interface, key = request.config.interface, request.private_key

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
 from kilo.bus import PLAN, PROBLEMS, WIREGUARD, WORKERS, Change, Loop, Subscription, state_of
+from kilo.cli.running import as_it_runs
 from kilo.config import Config
 from kilo.errors import KiloError, TemporaryError
 from kilo.model.host import Failure, Sandbox, WorkerState
@@ -87,9 +89,10 @@ class Status(msgspec.Struct, frozen=True):
     problems: list[Problem] = []
 
 
-def main(config: Config, output: str) -> int:
-    """Print how the agent is doing, as ``text`` or ``json``; the exit status."""
-    status = look(config)
+def main(config: Config, output: str, given: Collection[str] = ()) -> int:
+    """Print how the agent is doing, as ``text`` or ``json``; the exit status. ``given``: the fields of the
+    Config that a flag or the environment gave; the others are as the agent has them."""
+    status = look(as_it_runs(config, given)[0])
     if output == "json":
         print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     else:

@@ -13,6 +13,7 @@ from kilo.bus import CNI, Change, Subscription
 from kilo.cni import conflist, files
 from kilo.errors import ProtocolError, TemporaryError
 from kilo.model.plan import CniTarget
+from kilo.model.readiness import NO_PODS
 from kilo.worker import Context
 
 EVENT = "cni"
@@ -75,10 +76,26 @@ class CniWorker:
             self._keep(self._target)
             self._look_around()
         except ProtocolError as e:
-            self._report.fail("conflist", f"{self._path}: {e}; it is left alone", EVENT)
+            self._fail(f"{self._path}: {e}; it is left alone", self._target)
         except TemporaryError as e:
             self._seen = None
-            self._report.fail("conflist", str(e), EVENT)
+            self._fail(str(e), self._target)
+
+    def _fail(self, why: str, target: CniTarget) -> None:
+        """What failed may be of no consequence: the file can be good all the same."""
+        self._report.fail("conflist", why, EVENT)
+        if self._is_good(target):
+            self._report.info.pop(NO_PODS, None)
+        else:
+            self._report.info[NO_PODS] = f"no pod can be started: {why}"
+
+    def _is_good(self, target: CniTarget) -> bool:
+        """Whether the file is there and says what it must."""
+        try:
+            found = files.read(files.target_of(self._path))
+            return found is not None and conflist.with_pod_cidr(found.content, target.pod_cidr) is None
+        except (ProtocolError, TemporaryError):
+            return False
 
     def _keep(self, target: CniTarget) -> None:
         path = files.target_of(self._path)
@@ -96,6 +113,7 @@ class CniWorker:
             self._write(path, content, found, target)
         self._kept = target
         self._report.info["pod_cidr"] = target.pod_cidr
+        self._report.info.pop(NO_PODS, None)
         self._report.mend("conflist")
         self._report.ready()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from kilo import holders
 from kilo.config import Config
 from kilo.doctor.finding import Finding
 
@@ -87,28 +89,19 @@ def reverse_path(config: Config) -> Finding:
 def port(config: Config) -> Finding:
     """Whether another program has WireGuard's UDP port. Those of the kernel belong to no program."""
     name = "port"
-    holders = sorted({holder for holder in _holders(config.port) if "wireguard" not in holder})
-    if not holders:
+    others = sorted({holder for holder in _holders(config.port) if "wireguard" not in holder})
+    if not others:
         return Finding(name, "ok", f"no other program has UDP port {config.port}")
     mend = "end that program, or give both --port (and open that in firewalls)"
-    return Finding(name, "fail", f"UDP port {config.port} is taken by {', '.join(holders)}", mend)
+    return Finding(name, "fail", f"UDP port {config.port} is taken by {', '.join(others)}", mend)
 
 
 def _holders(number: int) -> Iterator[str]:
     """Which programs have a UDP port."""
-    inodes = set()
-    for table in ("udp", "udp6"):
-        for line in _lines(PROC / "net" / table)[1:]:
-            words = line.split()
-            if int(words[1].rpartition(":")[2], 16) == number and words[9] != "0":
-                inodes.add(words[9])
-    targets = {f"socket:[{inode}]" for inode in inodes}
-    for process in PROC.glob("[0-9]*") if targets else ():
-        try:
-            if any(os.readlink(fd) in targets for fd in (process / "fd").iterdir()):
-                yield f"{(process / 'comm').read_text().strip()} (pid {process.name})"
-        except OSError:
-            continue
+    inodes = {found.inode for found in holders.udp_sockets(number)} - {0}
+    for pid in holders.processes(inodes) if inodes else ():
+        with contextlib.suppress(OSError):
+            yield f"{holders.name(pid)} (pid {pid})"
 
 
 def cni(config: Config) -> Finding:

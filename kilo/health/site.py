@@ -43,7 +43,7 @@ class Site:
             case "/health":
                 return plain(200, "ok")
             case "/ready":
-                return ready(self._snapshot(), _choice(request, "worker", "", ("", *WORKERS)))
+                return ready(self._snapshot(), _worker(request))
             case "/metrics":
                 now = self._snapshot()
                 return lambda: Response(200, metrics.render(now), metrics.CONTENT_TYPE)
@@ -124,6 +124,14 @@ def drawing(artist: Artist, order: Order, snapshot: Snapshot) -> Response:
     except CannotDraw as e:
         raise Refused(503, f"cannot draw: {e}") from e
     return Response(200, body, FORMATS[order.format])
+
+
+def _worker(request: Request) -> str:
+    """The worker that is asked for, "" for all. Raises Refused."""
+    name = request.query.get("worker", [""])[0]
+    if name and name not in WORKERS:
+        raise Refused(404, f"there is no such worker; there are {', '.join(WORKERS)}")
+    return name
 
 
 def _choice(request: Request, name: str, default: str, allowed: tuple[str, ...]) -> str:

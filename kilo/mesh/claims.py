@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
@@ -46,16 +47,18 @@ class Settled:
 
     ``topology``: as it was, but Peers and other locations without the networks that they do not get.
     ``gone``: networks that no other segment gets; ``ours``: pod CIDRs of neighbours that are the local
-    node's; ``lost``: by location or Peer (as label_of), networks that somebody of another location has.
-    ``cloned``: locations and Peers (as label_of) whose public key another one keeps. ``split``: networks
-    of Peers that hold some that this host is connected to, and what is left of each without those.
-    ``owners``: public keys and networks that several claim, and the name_of who gets each (of a WireGuard
-    address, its location). ``conflicts``: by a stable key, for a person.
+    node's; ``behind``: neighbours whose pod CIDR another one has; ``lost``: by location or Peer (as
+    label_of), networks that somebody of another location has. ``cloned``: locations and Peers (as
+    label_of) whose public key another one keeps. ``split``: networks of Peers that hold some that this
+    host is connected to, and what is left of each without those. ``owners``: public keys and networks
+    that several claim, and the name_of who gets each (of a WireGuard address, its location).
+    ``conflicts``: by a stable key, for a person.
     """
 
     topology: Topology
     gone: Set[str]
     ours: Set[str]
+    behind: Set[str]
     lost: Mapping[str, Set[str]]
     cloned: Set[str]
     split: Mapping[str, tuple[str, ...]]
@@ -114,6 +117,7 @@ class _Court:
         self._pods.add(self._cidrs, range(len(self._cidrs)))
         self._gone: set[str] = set()
         self._ours: set[str] = set()
+        self._behind: set[str] = set()
         self._lost: dict[str, set[str]] = defaultdict(set)
         self._owners: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}
@@ -134,6 +138,7 @@ class _Court:
             topology=replace(self._topology, peers=peers, segments=segments),
             gone=self._gone,
             ours=self._ours,
+            behind=self._behind,
             lost=self._lost,
             cloned=cloned,
             split=self._split(peers),
@@ -282,24 +287,42 @@ class _Court:
         for claim in losers:
             if not claim.location or claim.location != holder.location:
                 self._lost[claim.location or claim.label].add(network)
+            elif claim.node and self._topology.members[claim.node].subnet == network:
+                self._behind.add(claim.node)
 
-    def _rank(self, network: str, claim: _Claim) -> tuple[int, int, int]:
-        """Less is first: what is near, then WireGuard addresses, then who had it, then nodes by age.
+    def _rank(self, network: str, claim: _Claim) -> tuple[int, int, int, bool, int]:
+        """Less is first: what is near, then WireGuard addresses, then who had it, then whose WireGuard peer
+        the kernel sends it to, then nodes by age.
 
         Of Peers the first by name stays before the others: these have lost it in the topology already.
         No Peer gets anything in a pod CIDR.
         """
+        place = self._known.place(network, claim.label)
+        age = self._topology.members[claim.node].created or NEVER if claim.node else NEVER
         if claim.location == self._own.location:
-            return 0, claim.node != self._topology.hostname, 0
+            nearness = 2 - bool(claim.node) - (claim.node == self._topology.hostname)
+            return 0, nearness, place, False, age
         if claim.location and not claim.node:
-            return 1, 0, 0
+            return 1, 0, 0, False, 0
+        holder = self._known.holder(network)
+        elsewhere = not holder or self._places.get(holder) != claim.location
         if claim.node:
-            age = self._topology.members[claim.node].created or NEVER
-            return 2, self._known.place(network, claim.label), age
+            return 2, 0, place, elsewhere, age
         if self._pods.holding(network):
-            return 3, 0, 0
+            return 3, 0, 0, False, 0
         names = [name for name in self._known.owners.get(network, ()) if name.startswith("peer ")]
-        return 2, self._known.place(network, names[0] if names else claim.label), NEVER
+        return 2, 0, self._known.place(network, names[0] if names else claim.label), elsewhere, NEVER
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        """The location of whoever has a public key, "" for a Peer: all of a segment's nodes can have led it.
+        Of those that have the same one, it is that of who keeps it."""
+        members = self._topology.members
+        claimed = [
+            (members[n].key, f"node {n}", at) for n, at in zip(self._nodes, self._locations, strict=True)
+        ]
+        claimed += [(peer.public_key, name_of(peer), "") for peer in self._topology.peers]
+        return {key: place for key, name, place in claimed if self._owners.get(key, name) == name}
 
     def _judge_peer(self, peer: Peer) -> Peer:
         label = label_of(peer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from kilo.model.host import WireGuardPeerState
 from kilo.model.net import address_text, canonical_network, single
@@ -49,6 +50,15 @@ class Known:
         names = self.owners.get(claim, ())
         return names.index(name) if name in names else len(names)
 
+    def holder(self, network: str) -> str:
+        """The public key of the peer that the device sends ``network`` to; "" if there is none, or if an
+        earlier plan says who has it."""
+        return "" if network in self.owners else self._holders.get(network, "")
+
+    @cached_property
+    def _holders(self) -> dict[str, str]:
+        return {network: key for key, state in self.wireguard.items() for network in state.allowed_ips}
+
     def _found(self, key: str, member: Node | Peer) -> int:
         """How much of ``member`` the kernel has: its endpoint says more than its routes, which others have
         a reason to keep, too."""
@@ -78,6 +88,22 @@ def claims_of(member: Node | Peer) -> Iterator[str]:
     yield member.subnet
     if member.internal_ip:
         yield single(address_text(member.internal_ip))
+
+
+def contested(members: Iterable[Node | Peer]) -> tuple[set[str], set[str]]:
+    """The public keys, and the Networks, that several claim. Of Peers among themselves the first by name
+    has a network, so that what they share is not in dispute."""
+    seen, keys, networks = set[str](), set[str](), set[str]()
+    shared = set[str]()
+    for member in members:
+        key, *claimed = claims_of(member)
+        (keys if key in seen else seen).add(key)
+        if isinstance(member, Peer):
+            shared.update(claimed)
+        else:
+            networks |= seen.intersection(claimed)
+            seen.update(claimed)
+    return keys, networks | (seen & shared)
 
 
 class Memory:

@@ -231,7 +231,7 @@ def _planned(
 def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool) -> None:
     """Without what others do not get here, and without gateways that the kernel would refuse."""
     topology = settled.topology
-    found, rules, within = planned_routes(topology, settings, has_source)
+    found, rules, within = planned_routes(topology, settings, has_source, settled.behind)
     subnet = canonical_network(topology.subnet) if topology.leader else ""
     broadcast = broadcast_of(topology.subnet)
     gone, ours = settled.gone, settled.ours

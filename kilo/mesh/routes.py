@@ -5,7 +5,7 @@ Lists are in that agent's order and may name a destination twice; of those the f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from kilo.mesh.topology import Topology
@@ -26,13 +26,15 @@ class Planned(NamedTuple):
     within: list[Route]
 
 
-def planned_routes(topology: Topology, settings: Settings, has_source: bool = True) -> Planned:
+def planned_routes(
+    topology: Topology, settings: Settings, has_source: bool = True, behind: Container[str] = ()
+) -> Planned:
     """The local node's routes and rules. ``dst`` keeps the host bits that its source has.
 
     ``has_source``: whether the local node's internal IP is assigned to this host. The kernel refuses a
-    route with a source address that is not.
+    route with a source address that is not. ``behind``: neighbours whose pod CIDR another one has.
     """
-    planner = _Planner(topology, settings, has_source)
+    planner = _Planner(topology, settings, has_source, behind)
     return Planned(*(planner.leader() if topology.leader else planner.follower()), planner.local)
 
 
@@ -60,9 +62,12 @@ def peer_routes(topology: Topology, name: str, extra: Iterable[str] = ()) -> lis
 class _Planner:
     """What the ways of planning share: the topology, the flags, and the local private address."""
 
-    def __init__(self, topology: Topology, settings: Settings, has_source: bool) -> None:
+    def __init__(
+        self, topology: Topology, settings: Settings, has_source: bool, behind: Container[str]
+    ) -> None:
         self._topology = topology
         self._settings = settings
+        self._behind = behind
         self._private = topology.local.internal_ip
         self._address = address_text(self._private) if self._private else ""
         self._src = self._address if has_source else ""
@@ -119,7 +124,8 @@ class _Planner:
         local = self.local
         for i, ip in self._others(own):
             gateway = self._gateway(own, i)
-            local.append(self._direct(own.cidrs[i], gateway))
+            if own.hostnames[i] not in self._behind:
+                local.append(self._direct(own.cidrs[i], gateway))
             if not self._encapsulated(ip):
                 continue
             dst = single(ip)

@@ -14,7 +14,7 @@ import msgspec
 from kilo.bus import ANNOUNCE, CLUSTER, CNI, HELD, HOST, PLAN, TOPOLOGY, WIREGUARD, Change, Timer
 from kilo.config import settings_of
 from kilo.mesh.addresses import steady
-from kilo.mesh.owners import Known, Memory
+from kilo.mesh.owners import Known, Memory, contested
 from kilo.mesh.planner import Inputs, Planned, learnt_of, plan
 from kilo.mesh.topology import CannotPlan, location_of
 from kilo.model.host import HostFacts, WireGuardPeerState
@@ -131,8 +131,8 @@ class MeshWorker:
             isinstance(v, Node) and v.doubtful for v in self._cluster.state.values()
         ):
             missing = "the routes of this host, from netctl: whether some nodes are alive is in doubt"
-        elif not self._members and self._kernel_decides():
-            missing = "what the kernel has, from netctl: some have the same public key"
+        elif not self._members and (what := self._kernel_decides()):
+            missing = f"what the kernel has, from netctl: some have the same {what}"
         if missing != self._waiting_for:
             self._waiting_for = missing
             if missing:
@@ -142,13 +142,18 @@ class MeshWorker:
                 del self._report.info["waiting_for"]
         return bool(missing)
 
-    def _kernel_decides(self) -> bool:
-        """Whether to wait for netctl, since some claim what only the kernel can say who had."""
-        if self._held.complete and (self._wireguard.complete or self._patience_ended()):
-            return False
-        keys = [v.key for k, v in self._cluster.state.items() if isinstance(v, Node) and k != "local"]
-        keys += [v.public_key for v in self._cluster.state.values() if isinstance(v, Peer)]
-        return len(set(keys)) < len(keys)
+    def _kernel_decides(self) -> str:
+        """What some have in common, where netctl is to be waited for since only the kernel can say who had
+        it: a public key, or a network, unless netctl has said that no route of ours leads there."""
+        if self._held.complete and self._wireguard.complete:
+            return ""
+        state = self._cluster.state.items()
+        keys, networks = contested(v for k, v in state if isinstance(v, Node | Peer) and k != "local")
+        if self._held.complete:
+            networks = {network for network in networks if route_key(network) in self._held.state}
+        if not (keys or networks) or (self._held.complete and self._patience_ended()):
+            return ""
+        return "public key" if keys else "network"
 
     def _patience_ended(self) -> bool:
         if self._patience is None:

@@ -34,7 +34,8 @@ class HostFacts(msgspec.Struct, frozen=True, gc=False):
 
 
 class WireGuardPeerState(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """One peer as the device knows it. ``last_handshake`` in Unix seconds, 0 for never."""
+    """One peer as the device knows it. ``last_handshake`` in Unix seconds, 0 for never; ``allowed_ips``
+    are Networks, in order."""
 
     public_key: str
     endpoint_ip: str = ""
@@ -42,6 +43,7 @@ class WireGuardPeerState(msgspec.Struct, frozen=True, gc=False, omit_defaults=Tr
     last_handshake: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
+    allowed_ips: tuple[str, ...] = ()
 
 
 class Failure(msgspec.Struct, frozen=True, gc=False):

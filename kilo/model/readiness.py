@@ -17,6 +17,9 @@ STOPPED = "stopped"
 """The fact of netctl that says what stops the whole data plane, there while something does."""
 WAITING_FOR = "waiting_for"
 """The fact of a worker that is not ready: what it waits for."""
+NO_PODS = "no_pods"
+"""The fact of cni that says why no pod can be started on this node, there while its file is missing or is
+not what it must be, and cannot be mended. What fails while the file is good is no reason."""
 LATE = 5.0
 """Seconds that netctl has to apply a plan, or to bring back what was taken away."""
 
@@ -55,9 +58,9 @@ def _why_not(view: WorkerView, now: float) -> str:
     if not view.alive:
         return f"not heard for {view.age:.0f} s"
     if state.phase != "ready":
-        waits = state.info.get(WAITING_FOR)
-        return f"{state.phase}; it waits for {waits}" if waits else state.phase
-    return not_applied(state, now) if view.name == "netctl" else ""
+        waits, no_pods = state.info.get(WAITING_FOR), state.info.get(NO_PODS)
+        return f"{state.phase}; it waits for {waits}" if waits else no_pods or state.phase
+    return not_applied(state, now) if view.name == "netctl" else state.info.get(NO_PODS, "")
 
 
 def not_applied(netctl: WorkerState, now: float) -> str:

@@ -25,8 +25,7 @@ from kilo.netctl.reconcile import Backoff, Outcome
 from kilo.netctl.steps import NotYet, Steps, Waits
 from kilo.netctl.userspace import Launcher
 from kilo.netctl.wireguard.device import Device, DeviceRefused, DeviceState
-from kilo.netctl.wireguard.kernel import Kernel
-from kilo.netctl.wireguard.uapi import Userspace
+from kilo.netctl.wireguard.held import open_device
 
 DOWN = "interface/down"
 """The outcome of setting it down; the others are in kilo.netctl.failures."""
@@ -77,6 +76,9 @@ class WireGuardInterface:
         self._backoff: Backoff[str] = Backoff()
         self._vanished: list[float] = []
         self._steps = Steps(config.interface)
+        self.open_device: Callable[[LinkInfo], Device] = open_device
+        """The device behind a link that is WireGuard's, or a program's that serves it."""
+        self.port_is_free: Callable[[int], bool] = lambda port: ports.is_free(port)
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self._planned = True
@@ -138,7 +140,7 @@ class WireGuardInterface:
     def _set_up(self, fights: Fights | None) -> list[Outcome]:
         """Key and port, and only then the link. ``fights`` is given where a change is a repair."""
         now = self._clock()
-        if self._taken and ports.is_free(self._taken):
+        if self._taken and self.port_is_free(self._taken):
             self._taken = 0
             self._steps.again(SETTINGS, LINK)
         outcomes = self._steps.take(SETTINGS, self._configuration(), now, fights)
@@ -251,14 +253,12 @@ class WireGuardInterface:
 
     def _find(self, link: LinkInfo) -> Device:
         """The device behind an interface that exists, if it is WireGuard's. Raises TemporaryError."""
-        if link.kind == "wireguard":
-            return Kernel(self._interface)
-        if link.kind != "tun":
+        if link.kind not in ("wireguard", "tun"):
             kind = f"of the kind {link.kind}" if link.kind else "a hardware interface"
             raise Waits(f"an interface of this name exists, is {kind} and not WireGuard's: left alone")
-        if self._launcher.starting:
+        if link.kind == "tun" and self._launcher.starting:
             raise Starting
-        return Userspace(self._interface)
+        return self.open_device(link)
 
     def _adopt(self, number: int, device: Device) -> None:
         """Take ``device`` for ours, once it answers. Raises TemporaryError; it is kept meanwhile."""
@@ -276,7 +276,7 @@ class WireGuardInterface:
 
     def _configure(self, device: Device, key: PrivateKey | None, port: int | None) -> None:
         """A device that is told a port which is taken lets go of the one that it has: look first."""
-        if port is not None and not ports.is_free(port):
+        if port is not None and not self.port_is_free(port):
             raise self._port_taken(port)
         try:
             device.configure(key, port)
@@ -286,7 +286,7 @@ class WireGuardInterface:
             raise
         self.state = device.read()
         link = self._link()
-        if port and link and link.up and ports.is_free(port):
+        if port and link and link.up and self.port_is_free(port):
             # wireguard-go could not have its port when the link went up, and is down since
             self._change(pack_link(link.number, up=False))
 

@@ -63,16 +63,12 @@ def load_or_create(state_dir: str, held: Callable[[], PrivateKey | None], log: L
     ``held`` is asked, where there is no file, for the key that the WireGuard interface has; it raises
     TemporaryError if that cannot be said.
     """
-    path = Path(state_dir) / "key"
-    try:
-        with path.open("rb") as f:
-            return _parse(path, f.read(_LARGEST))
-    except FileNotFoundError:
-        pass
-    except OSError as e:
-        raise PermanentError(f"cannot read the private key {path}: {e.strerror}") from e
+    path = path_in(state_dir)
+    key = load(path)
+    if key is not None:
+        return key
     found = held()
-    key = found or PrivateKey(clamp(secrets.token_bytes(32)))
+    key = found or new_key()
     try:
         _write(path, base64.b64encode(key.reveal()))
     except OSError as e:
@@ -82,6 +78,27 @@ def load_or_create(state_dir: str, held: Callable[[], PrivateKey | None], log: L
             "the file of the private key was gone; written again with the interface's key", file=str(path)
         )
     return key
+
+
+def path_in(state_dir: str) -> Path:
+    """Where the key of this host is."""
+    return Path(state_dir) / "key"
+
+
+def load(path: Path) -> PrivateKey | None:
+    """The key in a file, None if there is no such file. Raises PermanentError as ``load_or_create``."""
+    try:
+        with path.open("rb") as f:
+            return _parse(path, f.read(_LARGEST))
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise PermanentError(f"cannot read the private key {path}: {e.strerror}") from e
+
+
+def new_key() -> PrivateKey:
+    """A key that nobody has."""
+    return PrivateKey(clamp(secrets.token_bytes(32)))
 
 
 def _parse(path: Path, content: bytes) -> PrivateKey:

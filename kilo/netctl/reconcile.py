@@ -83,6 +83,8 @@ class Delta(Generic[K, V]):
         """Keys that differ; a dict for its order, so that objects are changed in the plan's order."""
         self.drifted: set[K] = set()
         """Those pending keys whose actual side moved last."""
+        self.on_done: Callable[[K, V | None, V | None], None] | None = None
+        """Told of each object that we changed: its key, what it was, and what it is."""
         self._same = same
 
     def want(self, key: K, value: V) -> bool:
@@ -120,6 +122,8 @@ class Delta(Generic[K, V]):
 
     def done(self, key: K, value: V | None) -> None:
         """We made ``key`` be ``value`` (None: we removed it) ourselves."""
+        if self.on_done is not None:
+            self.on_done(key, self.actual.get(key), value)
         if value is None:
             self.actual.pop(key, None)
         else:

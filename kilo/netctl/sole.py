@@ -10,17 +10,15 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 import time
 
 from kilo.errors import TakenError, TemporaryError
+from kilo.holders import command, listener
 from kilo.log import Logger
-from kilo.netctl import ports
 
 PATIENCE = 3.0
 """Seconds for a predecessor to end: it may be busy with its clean-up."""
 _LOOK, _ASK_AGAIN = 0.02, 1.0
-_CREDENTIALS = struct.Struct("=3i")
 _CALLERS = 16
 
 
@@ -38,14 +36,12 @@ class Claim:
         holder, asked = None, float("-inf")
         while not self._take():
             if time.monotonic() - asked >= _ASK_AGAIN:  # it lets few ask at once, and seldom looks who did
-                holder, asked = self._holder() or holder, time.monotonic()
-            if holder is not None and holder[1] not in (0, os.geteuid()):
-                log.warn(
-                    "a process that is no netctl pretends to be one; going on", pid=holder[0], uid=holder[1]
-                )
+                holder, asked = listener(self._name) or holder, time.monotonic()
+            if holder is not None and holder.uid not in (0, os.geteuid()):
+                log.warn("a process that is no netctl pretends to be one; going on", **holder._asdict())
                 return
             if time.monotonic() >= end:
-                raise TakenError(_refusal(interface, holder[0] if holder else 0))
+                raise TakenError(_refusal(interface, holder.pid if holder else 0))
             time.sleep(_LOOK)
 
     def _take(self) -> bool:
@@ -61,17 +57,6 @@ class Claim:
             return False
         self._socket = mark
         return True
-
-    def _holder(self) -> tuple[int, int] | None:
-        """Process id (0 if it is in another pid namespace) and user of who has the name, if anybody."""
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as caller:
-            try:
-                caller.connect(self._name)
-                found = caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            except OSError:
-                return None  # just gone, or too many callers
-        pid, uid, _ = _CREDENTIALS.unpack(found)
-        return pid, uid
 
     def forget_callers(self) -> None:
         """Let go of those who have asked who this is: call it now and then."""
@@ -90,7 +75,7 @@ class Claim:
 def _refusal(interface: str, pid: int) -> str:
     """``pid``: of who has the interface, 0 if it cannot be seen."""
     who = f"pid {pid}" if pid else "a process that cannot be seen from here"
-    started = f", started as {ports.command(str(pid))!r}" if pid else ""
+    started = f", started as {command(str(pid))!r}" if pid else ""
     return (
         f"another netctl ({who}) has the interface {interface} in this network namespace{started}; "
         "an interface has one agent, whatever the --run-dir: end one of the two, or give one of them "

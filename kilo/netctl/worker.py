@@ -7,42 +7,32 @@ reports the host's facts and WireGuard's state. See docs/design/netctl.md.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from kilo.bus import HELD, HOST, PLAN, WIREGUARD, Change
 from kilo.errors import TemporaryError
-from kilo.model.net import ip_of
-from kilo.model.plan import Interface, PlanItem, Summary
+from kilo.model.plan import PlanItem, Summary
 from kilo.netctl import probe
-from kilo.netctl.addresses import Addresses
 from kilo.netctl.conntrack import StaleFlows
 from kilo.netctl.facts import HostnameIPs, host_facts
 from kilo.netctl.failures import DEVICE
-from kilo.netctl.fights import Fights
 from kilo.netctl.firewall import Firewall
-from kilo.netctl.guard import Guard
-from kilo.netctl.host import Host, Roles
-from kilo.netctl.interface import WireGuardInterface
+from kilo.netctl.host import Host
 from kilo.netctl.key import load_or_create
 from kilo.netctl.monitor import Monitor
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.passes import Passes
+from kilo.netctl.plane import Plane
 from kilo.netctl.progress import Progress
-from kilo.netctl.reconcile import Reconciler
-from kilo.netctl.routes import Routes
-from kilo.netctl.rules import Rules
 from kilo.netctl.sole import Claim
-from kilo.netctl.tunnel import TunnelDevice
-from kilo.netctl.unused import UnusedTunnel
 from kilo.netctl.userspace import Launcher
 from kilo.netctl.validate import Validator
 from kilo.netctl.wireguard.held import held_key
-from kilo.netctl.wireguard.peers import Peers
 from kilo.netctl.wireguard.watch import PeerStates
 from kilo.worker import Context
 
-POLL = 5.0
+POLL = 4.5
+"""Seconds between two looks at the WireGuard device: what is changed there by hand is mended within 5 s."""
 SETTLE = 0.03
 """Seconds between an event and the pass that answers it, so that a burst makes one pass."""
 LOST_GAP = 1.0
@@ -71,55 +61,34 @@ class NetctlWorker:
         self._key = load_or_create(config.state_dir, lambda: held_key(config.interface, netlink), context.log)
         self._public_key = self._key.public()
         self._host = host = Host(netlink)
-        self._roles = roles = Roles()
-        self._guard = Guard()
         self._validator = Validator(config.subnet)
         self._launcher = Launcher(context.loop, config.interface, self._on_launched)
-        self._interface = WireGuardInterface(config, self._key, netlink, host, roles, self._launcher)
-        self._tunnel = TunnelDevice(netlink, host, roles, config.compatibility)
-        self._addresses = Addresses(netlink, host, roles)
         self._firewall = Firewall(config, context.log)
-        self._unused = UnusedTunnel(netlink, host, roles)
-        self._peers = Peers(lambda: self._interface.device)
-        self._routes = Routes(netlink, roles, self._guard.verdict)
-        self._rules = Rules(netlink, config.interface)
-        self._flows = StaleFlows(context.loop, netlink, host, roles, self._firewall, context.log)
+        self._plane = plane = Plane(config, self._key, netlink, host, self._launcher, self._firewall)
+        self._roles, self._guard, self._fights = plane.roles, plane.guard, plane.fights
+        self._interface, self._peers, self._routes = plane.interface, plane.peers, plane.routes
+        self._flows = StaleFlows(context.loop, netlink, host, self._roles, self._firewall, context.log)
         self._flows.gauges = context.report.gauges
-        self._order: list[Reconciler] = [
-            self._interface,
-            self._tunnel,
-            self._addresses,
-            self._firewall,
-            self._unused,
-            self._peers,
-            self._routes,
-            self._rules,
-        ]
-        self._fights = fights = Fights()
-        for owner in (self._interface, self._tunnel, self._addresses, self._peers, self._routes, self._rules):
-            owner.fights = fights
-        self._passes = Passes(context.loop, context.report, context.log, self._order, self._interface, fights)
+        self._passes = Passes(
+            context.loop, context.report, context.log, plane.order, plane.interface, plane.fights
+        )
         self._progress = Progress()
-        self._monitor = Monitor(host.take, self._routes.take, self._rules.take)
+        self._monitor = Monitor(host.take, plane.routes.take, plane.rules.take)
         self._names = HostnameIPs(config.hostname, context.loop.post, self._on_resolved)
         self._facts = context.publish(HOST)
         self._states = PeerStates(context.publish(WIREGUARD))
         self._held = context.publish(HELD)
-        self._roles_seen = -1
-        self._device_seen: object = None
-        self._private_ip = ""
         self._resolved = False
         self._settling = False
         self._host_known = True
-        self._guard_moved = False
         self._lost = False
         self._read_at = float("-inf")
-        self._device_since = 0.0
 
     def start(self) -> None:
-        passes, monitor = self._passes, self._monitor
-        passes.before, passes.take = self._before, self._take
-        passes.prepare, passes.after = self._prepare, self._after
+        passes, monitor, plane = self._passes, self._monitor, self._plane
+        passes.before, passes.take = self._before, plane.take
+        passes.prepare, passes.after = plane.prepare, self._after
+        plane.drain, plane.reread = monitor.drain, passes.reread
         monitor.on_host, monitor.on_objects = self._on_host, self._settle
         monitor.on_default, monitor.on_lost = self._on_default, self._on_lost
         monitor.watch(self._loop)
@@ -157,11 +126,11 @@ class NetctlWorker:
         left = []
         try:
             self._host.load()
-            self._unused.look()
+            self._plane.unused.look()
             self._interface.adopt_existing()
         except TemporaryError as e:
             left.append(str(e))
-        for reconciler in reversed(self._order):
+        for reconciler in reversed(self._plane.order):
             try:
                 left += [outcome.error for outcome in reconciler.clean_up() if outcome.error]
             except TemporaryError as e:
@@ -194,40 +163,6 @@ class NetctlWorker:
             self._host.load_default()
             self._host_known = True
         self._monitor.drain()
-
-    def _take(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
-        """What is no reconciler's of the plan that a pass begins with."""
-        if "interface" in removals:
-            self._private_ip = ""
-        if isinstance(item := upserts.get("interface"), Interface):
-            self._private_ip = ip_of(item.private_ip) if item.private_ip else ""
-        self._guard_moved = self._guard.update(upserts, removals, time.monotonic()) or self._guard_moved
-
-    def _prepare(self, reconciler: Reconciler) -> None:
-        """What a step needs to know that an earlier step, or the host, has changed."""
-        if reconciler is self._interface:
-            self._roles.assign("private", self._host.holder(self._private_ip) if self._private_ip else None)
-        elif reconciler is self._addresses:
-            self._monitor.drain()
-            self._addresses.resolve()
-            self._addresses.load()
-        elif reconciler is self._firewall:
-            self._firewall.keep_guard(self._unused.is_open())
-        elif reconciler is self._routes:
-            self._prepare_routes()
-        elif reconciler is self._peers and self._device_seen is not self._interface.device:
-            self._device_seen = self._interface.device
-            self._device_since = time.monotonic()
-            self._peers.loaded(self._interface.state.peers)
-
-    def _prepare_routes(self) -> None:
-        moved = self._roles_seen != self._roles.generation
-        if moved or self._guard_moved:
-            self._roles_seen, self._guard_moved = self._roles.generation, False
-            self._routes.resolve()
-        if moved:
-            self._routes.retry()
-            self._passes.reread([self._routes])
 
     def _after(self, settled: bool) -> None:
         device = self._interface.device
@@ -330,15 +265,14 @@ class NetctlWorker:
             self._report.mend(DEVICE)
             self._passes.request()
         now = time.monotonic()
-        if self._device_seen is not device:
+        if self._plane.device_seen is not device:
             return
-        if now - self._device_since > LASTING:
+        if now - self._plane.device_since > LASTING:
             self._interface.lasted()
         state = self._interface.state
         self._states.publish(state.peers, now)
         self._peers.loaded(state.peers)
-        if self._guard.observe(self._peers.actual, now, time.time()):
-            self._routes.resolve()
+        if self._plane.observe(now, time.time()):
             self._passes.request()
         if self._peers.delta.pending or self._interface.drifted():
             self._passes.request()

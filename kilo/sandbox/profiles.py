@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from kilo.config import Config
-from kilo.model.workers import WORKERS
+from kilo.model.workers import IDS, WORKERS
 from kilo.sandbox.kubeconfig import Named, named_by
 from kilo.sandbox.profile import Access, Profile, Rule, without_files
 
-IDS = {"watcher": 11071, "mesh": 11072, "netctl": 11073, "cni": 11074, "health": 11075}
-"""The number of each worker's group, and of its user, but for netctl and cni: their files are root's (the
-key and the lock, the CNI directory), so they are the owner of those, and no more."""
 SUPERVISOR = 11070
 """The number of a user that no process is, and of a group that the parent is in, and no worker that it gave
 a user of its own."""

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -29,7 +29,7 @@ RESTART_LIMIT = 60.0
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """``command``: status, restart or loglevel; ``worker``: a worker's name or ``all``; ``level``: for
+    """``command``: status, flags, restart or loglevel; ``worker``: a worker's name or ``all``; ``level``: for
     loglevel, one of LEVELS."""
 
     command: str
@@ -49,11 +49,13 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
-    """``error`` is for a person; ``seconds`` is how long a restart took."""
+    """``error`` is for a person; ``seconds`` is how long a restart took; ``flags``: the fields of the Config
+    that are not the defaults."""
 
     error: str = ""
     workers: list[WorkerStatus] = []
     seconds: dict[str, float] = {}
+    flags: dict[str, Any] = {}
 
 
 class Supervised(Protocol):
@@ -87,6 +89,7 @@ class ControlServer:
         self._loop = loop
         self._group = group
         self._workers: Mapping[str, Supervised] = {}
+        self._flags: dict[str, Any] = {}
         self._log = log
         self._clients: dict[socket.socket, _Client] = {}
         self._path = control_path(run_dir)
@@ -109,9 +112,9 @@ class ControlServer:
         self._number = os.lstat(self._path).st_ino
         self._loop.add_reader(new.fileno(), self._accept)
 
-    def serve(self, workers: Mapping[str, Supervised]) -> None:
-        """Answer from now on, about these workers."""
-        self._workers = workers
+    def serve(self, workers: Mapping[str, Supervised], flags: dict[str, Any]) -> None:
+        """Answer from now on, about these workers and with these flags."""
+        self._workers, self._flags = workers, flags
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def _listen(self, path: str) -> socket.socket:
@@ -194,6 +197,8 @@ class ControlServer:
     def _serve(self, client: _Client, request: Request) -> None:
         if request.command == "status":
             self._answer(client, Reply(workers=[status_of(w) for w in self._workers.values()]))
+        elif request.command == "flags":
+            self._answer(client, Reply(flags=self._flags))
         elif request.command == "loglevel":
             self._set_level(request)
             self._answer(client, Reply())

@@ -1,8 +1,9 @@
 """The forkserver: workers are forked from a small process that holds no socket and no thread, and
 share the memory of what they all import.
 
-It is one of multiprocessing's, of which three things are private: which processes it consists of, where
-it listens, and that a signal mask in place when it is started is its own and its children's.
+It is one of multiprocessing's, of which four things are private: which process it is, where
+it listens, that a signal mask in place when it is started is its own and its children's, and what its
+resource tracker is told by.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import signal
 from multiprocessing import forkserver, get_context, resource_tracker, util
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 from kilo.sandbox.home import give
 from kilo.sandbox.profiles import SUPERVISOR
 from kilo.worker import ENDING
 
-PRELOAD = ["kilo.supervisor.child", "kilo.bus", "multiprocessing.spawn"]
+PRELOAD = ["kilo.supervisor.preload"]
 
 
 def process_context() -> ForkServerContext:
@@ -31,12 +33,19 @@ def ensure_running() -> None:
     ends neither it nor a worker that has no handlers yet. Workers unblock them. Raises OSError."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
-        resource_tracker.ensure_running()  # which unblocks some of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        _do_without_tracker()
         forkserver.ensure_running()
         _close_to_workers(util.get_temp_dir())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _do_without_tracker() -> None:
+    """Nothing here is of the kind that a resource tracker removes, as shared memory is, and it would be one
+    more interpreter in memory: what it would be told goes nowhere. Raises OSError."""
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is None:
+        tracker._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _close_to_workers(directory: str) -> None:
@@ -61,5 +70,4 @@ def reach_again() -> None:
 
 def own_pids() -> set[int | None]:
     """The processes whose end multiprocessing waits for by itself."""
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    return {server, resource_tracker._resource_tracker._pid}  # type: ignore[attr-defined]
+    return {forkserver._forkserver._forkserver_pid}  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kilo import __version__
 from kilo.bus import WORKERS, Loop
-from kilo.config import Config
+from kilo.config import Config, differing
 from kilo.errors import PermanentError
 from kilo.leash import END, GO, QUIT
 from kilo.log import Logger, complain, own_outputs
@@ -31,7 +31,7 @@ from kilo.supervisor.control import ControlServer
 from kilo.supervisor.ending import Ending
 from kilo.supervisor.notify import Notifier
 from kilo.supervisor.process import Launcher, Target, WorkerProcess
-from kilo.worker import ENDING, SAME_SIGNAL
+from kilo.worker import ENDING, SAME_SIGNAL, until_next
 
 START_ORDER = ("netctl", "watcher", "mesh", "cni", "health")
 """The slowest to start comes first; any order works."""
@@ -39,6 +39,8 @@ WAITS = "netctl"
 """Makes things on the host as soon as it starts, and so does not before ..."""
 WAITS_FOR = frozenset(START_ORDER) - {WAITS}
 """... these have found their configuration good. It loads its code meanwhile, which takes longest."""
+TICK = 1.0
+"""Seconds between two looks at what does not tell by itself that it is gone."""
 MEND_EVERY = 1.0
 """Seconds at least between two starts of the forkserver."""
 WAITS_AT_MOST = 5.0
@@ -70,7 +72,7 @@ class Supervisor:
             worker.on_permanent = self._on_permanent
             worker.on_started = self._on_started
             worker.on_ended = self.ending.on_ended
-        self.control.serve(self.workers)
+        self.control.serve(self.workers, differing(config))
 
     def run(self) -> int:
         """Serve until every worker has ended."""
@@ -82,7 +84,7 @@ class Supervisor:
         for name in START_ORDER:
             self.workers[name].start(None if name == WAITS else GO)
         self.loop.call_later(WAITS_AT_MOST, self._let_go)
-        self.loop.call_every(1.0, self._tick)
+        self.loop.call_every(TICK, self._tick, first=until_next(TICK))
         self.loop.run()
         self.control.close()
         self.loop.close()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from tests.apiserver import start_apiserver
 from tests.apiserver.admin import Admin
-from tests.apiserver.kubeconfig import write_kubeconfig
 from tests.apiserver.real import ADMIN, RealServer
 
 
@@ -34,8 +33,10 @@ def main() -> int:
             if options.kubeconfig:
                 server.kubeconfig(options.kubeconfig)
             if options.admin_kubeconfig:
-                token, ca = (ADMIN, server.ca) if isinstance(server, RealServer) else ("", "")
-                write_kubeconfig(options.admin_kubeconfig, server.url, token, ca)
+                if isinstance(server, RealServer):
+                    server.kubeconfig(options.admin_kubeconfig, ADMIN)
+                else:
+                    server.kubeconfig(options.admin_kubeconfig)
                 Admin.of(options.admin_kubeconfig).close()
             os.write(1, f"listening on {server.url}\n".encode())
             with contextlib.suppress(KeyboardInterrupt):

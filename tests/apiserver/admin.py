@@ -6,6 +6,7 @@ and with a real server. One Admin is one connection: not for several threads at 
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import ssl
@@ -29,9 +30,9 @@ class AdminError(Exception):
 
 
 class Admin:
-    """``server``: a URL. ``token`` and ``ca`` (a file) for a real server."""
+    """``server``: a URL. ``token`` and ``ca`` (a file) or ``ca_data`` (what is in it) for a real server."""
 
-    def __init__(self, server: str, token: str = "", ca: str = "") -> None:
+    def __init__(self, server: str, token: str = "", ca: str = "", ca_data: str = "") -> None:
         url = urlsplit(server)
         assert url.hostname is not None
         self._headers = {"Accept": "application/json"} | (
@@ -39,7 +40,7 @@ class Admin:
         )
         self._connection: http.client.HTTPConnection
         if url.scheme == "https":
-            context = ssl.create_default_context(cafile=ca or None)
+            context = ssl.create_default_context(cafile=ca or None, cadata=ca_data or None)
             self._connection = http.client.HTTPSConnection(
                 url.hostname, url.port, timeout=30, context=context
             )
@@ -51,7 +52,10 @@ class Admin:
         """For the server and the token of a kubeconfig that write_kubeconfig wrote."""
         config = json.loads(kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        return cls(cluster["server"], user.get("token", ""), cluster.get("certificate-authority", ""))
+        ca_data = base64.b64decode(cluster.get("certificate-authority-data", "")).decode()
+        return cls(
+            cluster["server"], user.get("token", ""), cluster.get("certificate-authority", ""), ca_data
+        )
 
     def close(self) -> None:
         self._connection.close()

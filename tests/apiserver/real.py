@@ -50,15 +50,19 @@ class RealServer:
         self._directory = directory
         self._host, self._port = address[0], address[1] or _free_port(address[0])
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._given_up = False
         self.ca = str(directory / "server.crt")
 
     @property
     def url(self) -> str:
         return f"https://{self._host}:{self._port}"
 
-    def kubeconfig(self, path: Path, token: str = AGENT) -> str:
-        """Write a kubeconfig to ``path``; its path as text."""
-        return write_kubeconfig(path, self.url, token, self.ca)
+    def kubeconfig(self, path: Path, token: str = AGENT, url: str = "") -> str:
+        """Write a kubeconfig to ``path``; its path as text. Who may read it needs no other file.
+
+        ``url``: where the server is, for whom it is somewhere else.
+        """
+        return write_kubeconfig(path, url or self.url, token, ca_data=Path(self.ca).read_bytes())
 
     def admin(self) -> Admin:
         """A client that may do everything."""
@@ -94,6 +98,10 @@ class RealServer:
             process.wait()
         self._processes.clear()
 
+    def give_up(self) -> None:
+        """Let ``start``, in another thread, come to its end without the server."""
+        self._given_up = True
+
     def pause(self) -> None:
         """Stop the API server's process: connections stay open, and nothing is answered."""
         self._processes[-1].send_signal(signal.SIGSTOP)
@@ -102,6 +110,7 @@ class RealServer:
         self._processes[-1].send_signal(signal.SIGCONT)
 
     def _spawn(self, name: str, *flags: str) -> None:
+        self._go_on()
         with open(self._directory / f"{name}.log", "ab") as log:
             self._processes.append(subprocess.Popen([self._assets / name, *flags], stdout=log, stderr=log))
 
@@ -111,7 +120,12 @@ class RealServer:
             if self._processes[-1].poll() is not None or time.monotonic() > end:
                 tail = (self._directory / f"{name}.log").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"{name} does not start: {tail}")
+            self._go_on()
             time.sleep(0.05)
+
+    def _go_on(self) -> None:
+        if self._given_up:
+            raise RuntimeError("nobody waits for the API server any more")
 
     def _make_keys(self) -> None:
         directory = self._directory

@@ -91,6 +91,7 @@ def shout(name: str, target: str, megabytes: str) -> int:
         GREETING + READY + b"\x02" + length + bytes(1 << 20),
         GREETING + READY + b"\x00\x05\x01pl",
         GREETING + READY + b"\x00\x05\x01plan" * 200_000,
+        GREETING + READY + b"".join(b"\x00\x3f\x01" + os.urandom(62) for _ in range(20_000)),
     ):
         with socket.socket(socket.AF_UNIX) as mine:
             mine.settimeout(5)
@@ -104,18 +105,39 @@ def shout(name: str, target: str, megabytes: str) -> int:
 
 
 def crowd(name: str, target: str, number: str) -> int:
-    """Connect very often and stay for a while; how often it could."""
+    """Connect as often as that within 5 s, and stay; how often it could."""
+    end = time.monotonic() + 5
+    count = 0
     with contextlib.ExitStack() as stack:
-        count = 0
         for _ in range(int(number)):
             mine = stack.enter_context(socket.socket(socket.AF_UNIX))
             mine.setblocking(False)
+            while time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    mine.connect(str(RUN / target / "bus.sock"))
+                    count += 1
+                    break
             with contextlib.suppress(OSError):
-                mine.connect(str(RUN / target / "bus.sock"))
                 mine.send(GREETING)
-                count += 1
-        time.sleep(3)
+        time.sleep(max(0, end - time.monotonic()))
     return count
+
+
+def overhear(name: str, target: str, topic: str) -> str:
+    """What is said of a topic within two seconds; the name of the errno for who may not listen at all."""
+    heard = b""
+    wanted = b"\x01" + topic.encode()
+    with socket.socket(socket.AF_UNIX) as mine:
+        mine.settimeout(2)
+        try:
+            mine.connect(str(RUN / target / "bus.sock"))
+        except OSError as e:
+            return errno.errorcode[e.errno or 0]
+        mine.sendall(GREETING + READY + bytes((0, len(wanted))) + wanted)
+        with contextlib.suppress(OSError):
+            while said := mine.recv(9999):
+                heard += said
+    return heard.decode(errors="replace")
 
 
 def dawdle(name: str, target: str, seconds: str) -> int:
@@ -143,6 +165,7 @@ DEEDS: dict[str, Callable[..., Any]] = {
     "kill": kill,
     "shout": shout,
     "crowd": crowd,
+    "overhear": overhear,
     "dawdle": dawdle,
 }
 

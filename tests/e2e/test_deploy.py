@@ -6,6 +6,7 @@ which shows that it needs it.
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import time
@@ -17,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from kilo.model.workers import WORKERS
-from kilo.sandbox.profiles import IDS
+from kilo.model.workers import IDS, WORKERS
 from tests.apiserver import Admin
 from tests.e2e.observe import no_ping_lost
 from tests.lab.agents import Agent
@@ -69,7 +69,7 @@ def config_maps(mesh: Mesh) -> dict[str, dict[str, str]]:
 def authority(mesh: Mesh) -> str:
     """The certificate of a real API server; a stand-in has none."""
     cluster = json.loads(mesh.cluster.kubeconfig)["clusters"][0]["cluster"]
-    return Path(cluster["certificate-authority"]).read_text() if "certificate-authority" in cluster else ""
+    return base64.b64decode(cluster.get("certificate-authority-data", "")).decode()
 
 
 def apply(admin: Admin) -> None:

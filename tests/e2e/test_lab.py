@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.apiserver.real import find_assets
 from tests.lab import clean
 from tests.lab.agents import KG, MODULE_PATH, REPOSITORY
 from tests.lab.bench import Bench, Pace
@@ -67,7 +69,10 @@ def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
     process = demo("--port", str(port))
     assert process.stdout
     try:
+        kubectl = ""
         for line in process.stdout:
+            if "kubectl" in line:
+                kubectl = line
             if "Ctrl-C" in line:
                 break
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
@@ -75,6 +80,11 @@ def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/graph", timeout=20) as answer:
             assert b"<svg" in answer.read()
         assert holders(process.pid)
+        if kubectl:
+            command = kubectl.partition(": ")[2].split()
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            assert (done.returncode, done.stdout.count("node/")) == (0, 4), done.stderr
+        assert bool(kubectl) == (find_assets() is not None)
     finally:
         process.send_signal(end)
         process.stdout.close()
@@ -82,6 +92,23 @@ def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
     wait_until(lambda: not holders(process.pid), 5, "no host is left")
     clean.main()
     assert list(Path(tempfile.gettempdir()).glob(f"{clean.DIRECTORY_PREFIX}{process.pid}-*")) == []
+
+
+@pytest.mark.parametrize("after", [0.4, 1.2, 2.5, 5.0])
+def test_demo_is_interrupted_at_once_and_says_so(after: float) -> None:
+    """Also while it waits for hosts and the API server."""
+    process = demo("--port", str(free_port()))
+    time.sleep(after)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=20)
+    took = time.monotonic() - begun
+    assert process.returncode == 130, text
+    assert "\nstopping; removing everything\n" in text
+    assert text.endswith("nothing is left\n")
+    assert took < 1.5, text
+    assert list(Path(tempfile.gettempdir()).glob(f"{clean.DIRECTORY_PREFIX}{process.pid}-*")) == []
+    assert not holders(process.pid)
 
 
 def test_both_ways_to_read_wireguard_agree(logs: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tests.apiserver import CRDS_FILE
 from tests.apiserver.admin import PREFIX, Admin
 from tests.apiserver.kubeconfig import write_kubeconfig
-from tests.apiserver.real import RealServer, find_assets
+from tests.apiserver.real import ADMIN, RealServer, find_assets
 from tests.apiserver.standin import FAULTS_AFTER, FAULTS_PATH
 from tests.apiserver.store import NODES, PEERS
 from tests.lab.agents import MODULE_PATH
@@ -55,12 +55,24 @@ class Cluster:
 
     def _start_real(self, server: RealServer, kubeconfig: Path) -> None:
         self._real = server
-        self.host.call(server.start, ALL)
+        try:
+            self.host.call(server.start, ALL)
+        except BaseException:
+            server.give_up()
+            raise
         self.url = server.url
         self.description = f"kube-apiserver at {self.url}"
         self._admin = server.admin()
         server.kubeconfig(kubeconfig)
         self.do(lambda admin: admin.create_crd(CRDS_FILE))
+
+    def admin_kubeconfig(self, path: Path, port: int) -> bool:
+        """Write a kubeconfig that may do everything, for whom the server is at ``port`` of 127.0.0.1. False
+        for a stand-in, which kubectl does not understand."""
+        if self._real is None:
+            return False
+        self._real.kubeconfig(path, ADMIN, f"https://127.0.0.1:{port}")
+        return True
 
     def start(self) -> None:
         """Start the server with the state that it had, and wait until it answers."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import socket
 import sys
@@ -18,10 +19,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from tests.lab.clean import directory
+from tests.lab.cluster import REAL_PORT
 from tests.lab.dataplane import snapshot
 from tests.lab.host import Host
 from tests.lab.mesh import KUBECONFIG, Member, Mesh, NodeSpec
 from tests.lab.needs import check_machine
+from tests.lab.underlay import API_ADDRESS
 
 NODES = (
     NodeSpec("ada", "berlin"),
@@ -81,10 +84,11 @@ def changes(member: Member) -> list[str]:
 
 
 class Forwarder:
-    """Connections to a port of this machine's loopback are made again inside ``host``, to its loopback."""
+    """Connections to a port of this machine's loopback are made again inside ``host``, to ``target``."""
 
-    def __init__(self, host: Host, port: int) -> None:
+    def __init__(self, host: Host, port: int, target: tuple[str, int]) -> None:
         self._host = host
+        self._target = target
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -104,7 +108,7 @@ class Forwarder:
 
     def _join(self, near: socket.socket) -> None:
         try:
-            far = self._host.call(lambda: socket.create_connection(("127.0.0.1", HEALTH_PORT), 5))
+            far = self._host.call(lambda: socket.create_connection(self._target, 5))
         except OSError:
             near.close()
             return
@@ -148,19 +152,33 @@ def run(options: argparse.Namespace, say: Progress) -> int:
         print(f"\nNew on {SHOWN} since before the agent started:", *changes(mesh[SHOWN]), sep="\n")
         if options.once or not whole:
             return 0 if whole else 1
-        forwarder = Forwarder(mesh[SHOWN].host, options.port)
+        forwarder = Forwarder(mesh[SHOWN].host, options.port, ("127.0.0.1", HEALTH_PORT))
         stack.callback(forwarder.close)
         address = f"http://127.0.0.1:{forwarder.port}"
         print(f"\nThe pages of {SHOWN}: {address}/  {address}/graph  {address}/metrics  {address}/health")
         shell = f"nsenter -a -t {mesh[SHOWN].host.pid} env PATH={Path(sys.executable).parent}:$PATH"
         print(f"A shell on it, with kg: {shell} KILO_ENCAPSULATE=never KILO_KUBECONFIG={KUBECONFIG} bash")
+        tell_kubectl(mesh, logs / "admin.kubeconfig", stack)
         print("Ctrl-C ends the demo and removes everything.", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        print()
-        say("removing everything")
     say("nothing is left")
     return 0
+
+
+def tell_kubectl(mesh: Mesh, path: Path, stack: ExitStack) -> None:
+    """How to look at the cluster as its administrator, for as long as the demo runs."""
+    api = Forwarder(mesh.underlay.api, 0, (API_ADDRESS, REAL_PORT))
+    stack.callback(api.close)
+    if mesh.cluster.admin_kubeconfig(path, api.port):
+        print(f"The cluster, for its administrator: kubectl --kubeconfig {path} get nodes,peers")
+
+
+def stop(number: int, frame: object) -> None:
+    """The first SIGINT, wherever it arrives: said at once, also in the middle of another line."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.write(1, b"\nstopping; removing everything\n")
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -175,10 +193,12 @@ def main() -> int:
         except OSError as e:
             sys.exit(f"cannot serve on 127.0.0.1:{options.port}: {e.strerror}; choose another with --port")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    signal.signal(signal.SIGINT, stop)  # a shell's background job has it ignored
+    say = Progress()
     try:
-        return run(options, Progress())
+        return run(options, say)
     except KeyboardInterrupt:
+        say("nothing is left")
         return 130
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,9 +35,23 @@ def _check(result: int, what: str) -> None:
 
 
 def call_apart(function: Callable[[], T]) -> T:
-    """Run ``function`` in a thread of its own, and hand on its result or exception."""
-    with ThreadPoolExecutor(1, "namespace") as thread:
-        return thread.submit(function).result()
+    """Run ``function`` in a thread of its own, and hand on its result or exception.
+
+    Who is interrupted meanwhile is so at once; the thread comes to its end by itself.
+    """
+    result: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as e:  # noqa: BLE001 - it is handed on
+            result.set_exception(e)
+
+    thread = threading.Thread(target=body, name="namespace", daemon=True)
+    thread.start()
+    value = result.result()
+    thread.join()
+    return value
 
 
 def call_inside(pid: int, function: Callable[[], T], kinds: Sequence[str] = ALL) -> T:

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from kilo.config import FLAGS, Config, FlagError, duration, load, split
+from kilo.config import FLAGS, Config, FlagError, differing, duration, load, split
 
 
 def config(*arguments: str, **environment: str) -> Config:
@@ -161,3 +162,20 @@ def test_version_and_help() -> None:
         assert kg(*arguments).stdout.strip() == "0.1.0"
     told = kg("--help").stdout
     assert all(f"--{flag.name} " in told for flag in FLAGS)
+
+
+def test_what_differs_from_the_defaults_makes_the_same_config() -> None:
+    config = load(
+        {
+            "listen": ["127.0.0.1:99"],
+            "service-cidr": ["10.0.0.0/8"],
+            "resync-period": ["1m"],
+            "mtu": ["auto"],
+        },
+        {},
+    )
+    found = msgspec.json.decode(msgspec.json.encode(differing(config)))
+    assert found.keys() == {"listen", "service_cidr", "resync_period", "mtu", "hostname"}
+    assert msgspec.convert(found, Config) == config
+    secret = load({"master": ["https://user:password@203.0.113.1"]}, {})
+    assert "master" not in differing(secret)

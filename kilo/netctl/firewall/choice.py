@@ -74,15 +74,18 @@ def decide(flag: str, look: Callable[[], Seen]) -> Choice:
     return Choice("nftables", "no chains KUBE-…, and the kernel has nftables", firm=False)
 
 
-def look() -> Seen:
-    """Look at both. Raises TemporaryError."""
+def look(rehearse: bool = True) -> Seen:
+    """Look at both. Raises TemporaryError.
+
+    Without ``rehearse`` a kernel that has nftables counts as one that can do all that is needed.
+    """
     legacy = _legacy_chains()
     try:
         netlink = NftSocket()
     except TemporaryError as e:
         return Seen(legacy, set(), False, str(e))
     try:
-        lacks = _what_lacks(netlink)
+        lacks = _what_lacks(netlink) if rehearse else ""
         if lacks:
             return Seen(legacy, set(), False, lacks)
         return Seen(legacy, _nft_chains(netlink), _has_table(netlink, _KUBE_PROXY), "")

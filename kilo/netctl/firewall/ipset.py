@@ -19,6 +19,7 @@ from itertools import islice
 from typing import Literal
 
 from kilo.errors import KiloError, TemporaryError
+from kilo.netctl.firewall import xtables
 from kilo.netctl.firewall.backend import SetId
 from kilo.netctl.netlink.socket import NETLINK_NETFILTER
 
@@ -145,6 +146,10 @@ class Ipset:
                 elif kind == _A_MANY:
                     found |= _unpacked(value)
         return found if sort == _TYPE_NAME.encode() + bytes((0, _FAMILY[int(name[-1])])) else None
+
+    def index(self, name: str) -> int:
+        """The number by which rules refer to a set. Raises TemporaryError if there is none."""
+        return xtables.set_index(name)
 
     def create(self, name: str, version: int) -> None:
         """An empty set; none is made if there is one of the same name and type."""

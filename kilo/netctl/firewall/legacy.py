@@ -18,10 +18,10 @@ from kilo.errors import KiloError
 from kilo.log import Logger
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall import xtables
+from kilo.netctl.firewall.access import KERNEL, Access
 from kilo.netctl.firewall.attempts import Attempts, persistently
 from kilo.netctl.firewall.backend import FILL_ORDER, Desired, Readers, SetId
 from kilo.netctl.firewall.ipset import Ipset, in_kernel, name_of
-from kilo.netctl.firewall.layout import SET_REVISION
 from kilo.netctl.firewall.lock import WAIT
 from kilo.netctl.firewall.rules import FILTER, MANGLE, NAT, TABLES, Selector, by_address, by_set, layout_of
 from kilo.netctl.firewall.sets import Sets
@@ -43,10 +43,6 @@ KNOCK = 0.1
 """Seconds between two looks at the lock that somebody else holds."""
 
 
-def _has_set_match() -> bool:
-    return xtables.has_match(4, "set", SET_REVISION)
-
-
 class LegacyBackend:
     """See kilo.netctl.firewall.backend.Backend."""
 
@@ -56,12 +52,13 @@ class LegacyBackend:
         new_ipset: Callable[[], Ipset] = Ipset,
         clock: Callable[[], float] = time.monotonic,
         remover: bool = False,
+        access: Access = KERNEL,
     ) -> None:
         """A ``remover`` is for ``clean_up`` alone, and does not ask what the kernel could do."""
         self._versions: tuple[int, ...] = ()
         self._attempts = Attempts(clock)
-        self._sets = Sets(log, new_ipset, has_match=None if remover else _has_set_match)
-        self._tables = Tables(log)
+        self._sets = Sets(log, new_ipset, has_match=None if remover else access.has_set_match)
+        self._tables = Tables(log, access)
         self._to_do = {"apply", "prune"}
         self._readers: Readers | None = None
         self._on_free: Callable[[], None] = lambda: None

@@ -22,6 +22,7 @@ from kilo.errors import KiloError, TemporaryError
 from kilo.log import Logger
 from kilo.model.plan import FirewallSet
 from kilo.netctl.firewall import xtables
+from kilo.netctl.firewall.access import KERNEL, Access
 from kilo.netctl.firewall.attempts import Attempts, persistently
 from kilo.netctl.firewall.backend import Desired, Readers, SetId
 from kilo.netctl.firewall.ipset import Ipset
@@ -78,9 +79,11 @@ class NftBackend:
         new_ipset: Callable[[], Ipset] = Ipset,
         clock: Callable[[], float] = time.monotonic,
         remover: bool = False,
+        access: Access = KERNEL,
     ) -> None:
         """A ``remover`` is for ``clean_up`` alone, and does not ask what the kernel could do."""
         self._log = log
+        self._access = access
         self._attempts = Attempts(clock)
         self._netlink: NftSocket | None = None
         self._events = NftEvents(lambda: self._netlink.port if self._netlink else 0, clock)
@@ -145,7 +148,7 @@ class NftBackend:
 
     def _socket(self) -> NftSocket:
         if self._netlink is None:
-            self._netlink = NftSocket()
+            self._netlink = self._access.nft()
         return self._netlink
 
     def _has_set_match(self) -> bool:

@@ -250,6 +250,11 @@ def chain_of(message: Message) -> str:
     return as_text(found.get(kind, b""))
 
 
+def table_of(message: Message) -> str:
+    """The table that an event, or a request, is about."""
+    return as_text(parse(message.data, message.start + HEADER, message.end).get(_TABLE, b""))
+
+
 def parse_set(version: int, message: Message) -> SetInfo:
     found = parse(message.data, message.start + HEADER, message.end)
     facts = (_number(found.get(_SET_KEY_TYPE)), _number(found.get(_SET_KEY_SIZE)))

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from kilo.errors import TemporaryError
 from kilo.log import Logger
+from kilo.netctl.firewall.access import KERNEL, Access
 from kilo.netctl.firewall.attempts import Attempts
 from kilo.netctl.firewall.backend import Backend, Desired, Readers
-from kilo.netctl.firewall.choice import Choice, Kind, decide, look
+from kilo.netctl.firewall.choice import Choice, Kind, decide
 from kilo.netctl.firewall.ipset import Ipset
 from kilo.netctl.firewall.legacy import LegacyBackend
 from kilo.netctl.firewall.nft import NftBackend
@@ -42,11 +43,13 @@ class SelectedBackend:
         log: Logger,
         new_ipset: Callable[[], Ipset] = Ipset,
         clock: Callable[[], float] = time.monotonic,
+        access: Access = KERNEL,
     ) -> None:
         self._flag = flag
         self._log = log
         self._new_ipset = new_ipset
         self._clock = clock
+        self._access = access
         self._attempts = Attempts(clock)
         self._chosen: _Chosen | None = None
         self._other_is_gone = False
@@ -103,7 +106,7 @@ class SelectedBackend:
         before = self._chosen
         if before is not None and before.choice.firm:
             return before
-        choice = decide(self._flag, look)
+        choice = decide(self._flag, self._access.look)
         if before is not None and before.choice.kind == choice.kind:
             self._chosen = before._replace(choice=choice)
             return self._chosen
@@ -118,7 +121,7 @@ class SelectedBackend:
         return self._chosen
 
     def _make(self, kind: Kind, remover: bool = False) -> Backend:
-        return _MAKERS[kind](self._log, self._new_ipset, self._clock, remover)
+        return _MAKERS[kind](self._log, self._new_ipset, self._clock, remover, self._access)
 
     def _remove_other(self, chosen: Kind, patience: float = 0.0) -> list[Outcome]:
         """Remove what the other firewall left; where that does not work, it is tried again."""

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Set
 
 from kilo.log import Logger
-from kilo.netctl.firewall import xtables
 from kilo.netctl.firewall.ipset import OF_LEGACY, Ipset, IpsetMissing
 
 NewIpset = Callable[[], Ipset]
@@ -55,6 +54,7 @@ class Sets:
                 if self._usable is None and self._has_match is not None:
                     _probe(ipset, self._has_match)
                 found = {name: ipset.members(name) for name in ipset.names(self._pattern)}
+                indexes = {name: ipset.index(name) for name, members in found.items() if members is not None}
                 self._usable = True
         except IpsetMissing as e:
             self._usable = False
@@ -63,7 +63,7 @@ class Sets:
             return
         self._members = {name: members for name, members in found.items() if members is not None}
         self._strange = found.keys() - self._members.keys()
-        self._indexes = {name: xtables.set_index(name) for name in self._members}
+        self._indexes = indexes
 
     def holds(self, name: str, wanted: Set[bytes]) -> bool:
         """Whether the set exists and has all of ``wanted``."""
@@ -84,7 +84,7 @@ class Sets:
                 self._strange.discard(name)
             if name not in self._members:
                 ipset.create(name, version)
-                self._indexes[name] = xtables.set_index(name)
+                self._indexes[name] = ipset.index(name)
                 self._members[name] = set()
             missing = wanted - self._members[name]
             ipset.add(name, missing)

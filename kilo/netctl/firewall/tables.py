@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from kilo.log import Logger
 from kilo.netctl.firewall import xtables
+from kilo.netctl.firewall.access import KERNEL, Access
 from kilo.netctl.firewall.edits import edits
 from kilo.netctl.firewall.layout import Table
-from kilo.netctl.firewall.lock import XtablesLock
 from kilo.netctl.firewall.rules import TABLES, Layout
 
 TableId = tuple[int, str]
@@ -20,8 +20,9 @@ TableId = tuple[int, str]
 class Tables:
     """Every table of ``rules.TABLES``, of the IP versions that were loaded."""
 
-    def __init__(self, log: Logger) -> None:
-        self.lock = XtablesLock(log)
+    def __init__(self, log: Logger, access: Access = KERNEL) -> None:
+        self.lock = access.lock(log)
+        self._access = access
         self._log = log
         self._tables: dict[TableId, Table] = {}
         self._absent: set[TableId] = set()
@@ -50,7 +51,7 @@ class Tables:
         """
         with self.lock.held():
             try:
-                table = xtables.read_table(*table_id)
+                table = self._access.read_table(*table_id)
             except xtables.TableMissing as e:
                 self._absent.add(table_id)
                 if matters:
@@ -60,13 +61,13 @@ class Tables:
             self._absent.discard(table_id)
             todo = edits(table, layout)
             if todo:
-                xtables.commit(*table_id, todo)
-                table = xtables.read_table(*table_id)
+                self._access.commit(*table_id, todo)
+                table = self._access.read_table(*table_id)
             self._tables[table_id] = table
 
     def _read(self, table_id: TableId) -> Table:
         try:
-            table = xtables.read_table(*table_id)
+            table = self._access.read_table(*table_id)
         except xtables.TableMissing:
             return Table()
         self._absent.discard(table_id)

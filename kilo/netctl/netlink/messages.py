@@ -133,6 +133,11 @@ def parse_link(message: Message) -> LinkInfo | None:
     )
 
 
+def sets_up(body: bytes) -> bool:
+    """Whether the body of an RTM_NEWLINK says whether the interface is to be up."""
+    return bool(_LINK.unpack_from(body)[4] & _IFF_UP)
+
+
 def list_addresses() -> bytes:
     """The body of RTM_GETADDR for all addresses."""
     return _ADDRESS.pack(0, 0, 0, 0, 0)

@@ -1,6 +1,7 @@
-"""The private key that the WireGuard interface has already: for when the key's file is gone.
+"""The WireGuard interface that is there already: its device, and the private key that it has.
 
-Called by kilo.netctl.worker, at the start and only then.
+The key is asked for when its file is gone: by kilo.netctl.worker at the start and only then, and by
+kilo.netctl.diff. The device is for kilo.netctl.interface.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 
 from kilo.netctl.host import Host
 from kilo.netctl.key import PrivateKey
+from kilo.netctl.netlink.messages import LinkInfo
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.wireguard.device import Device
 from kilo.netctl.wireguard.kernel import Kernel
@@ -23,12 +25,17 @@ def held_key(interface: str, netlink: Netlink) -> PrivateKey | None:
     host = Host(netlink)
     host.load()
     link = host.named(interface)
-    device: Device
-    if link is not None and link.kind == "wireguard":
-        device = Kernel(interface)
-    elif link is not None and link.kind == "tun" and answers(interface):
-        device = Userspace(interface)
-    else:
+    if link is None or link.kind not in ("wireguard", "tun"):
         return None
-    with contextlib.closing(device):
+    if link.kind == "tun" and not answers(interface):
+        return None
+    with contextlib.closing(open_device(link)) as device:
         return device.read().private_key
+
+
+def open_device(link: LinkInfo) -> Device:
+    """The device behind a link of the kind "wireguard", or, of the kind "tun", the program's that serves it.
+
+    Raises TemporaryError.
+    """
+    return Kernel(link.name) if link.kind == "wireguard" else Userspace(link.name)

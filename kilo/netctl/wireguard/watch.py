@@ -1,4 +1,4 @@
-"""Tells the bus of peers' endpoints, handshakes and byte counts, as often as somebody needs them."""
+"""Tells the bus of peers' endpoints, networks, handshakes and bytes, as often as somebody needs them."""
 
 from __future__ import annotations
 
@@ -37,16 +37,18 @@ class PeerStates:
         for key, peer in peers.items():
             old = last.get(key)
             if old is not None and not counts:
-                if old.endpoint == peer.endpoint and old.last_handshake == peer.last_handshake:
+                same = old.endpoint == peer.endpoint and old.last_handshake == peer.last_handshake
+                if same and old.allowed_ips == peer.allowed_ips:
                     continue
             elif old == peer:
                 continue
             last[key] = peer
-            publisher.put(key, _state(key, peer))
+            publisher.put(key, state_of(key, peer))
         publisher.flush()
 
 
-def _state(public_key: str, peer: PeerState) -> WireGuardPeerState:
+def state_of(public_key: str, peer: PeerState) -> WireGuardPeerState:
+    """What is told of a peer."""
     return WireGuardPeerState(
         public_key=public_key,
         endpoint_ip=peer.endpoint[0],
@@ -54,4 +56,5 @@ def _state(public_key: str, peer: PeerState) -> WireGuardPeerState:
         last_handshake=peer.last_handshake,
         received_bytes=peer.received_bytes,
         sent_bytes=peer.sent_bytes,
+        allowed_ips=tuple(sorted(peer.allowed_ips)),
     )

@@ -75,6 +75,16 @@ def test_early_subscriber_hears_nothing_before_the_first_flush(loop: Loop, tmp_p
     assert follower.changes == [Change()]
 
 
+def test_a_topic_may_be_asked_for_before_it_is_published(loop: Loop, tmp_path: Path) -> None:
+    outlet = Outlet(loop, str(tmp_path), "mesh")
+    follower = Follower(loop, tmp_path)
+    loop.run_for(0.3)
+    plan = outlet.publish(PLAN)
+    plan.put("a", ROUTE)
+    plan.flush()
+    wait(loop, lambda: follower.state == {"a": ROUTE})
+
+
 @pytest.mark.parametrize("what", ["socket", "directory"])
 def test_a_socket_whose_file_was_removed_can_be_reached_again(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -73,44 +74,47 @@ def test_a_host_that_has_all(tmp_path: Path, cni: Path) -> None:
     assert found["agent"][0] == "warn"
 
 
-@pytest.mark.parametrize(
-    ("check", "verdict", "before", "flags", "found", "mend"),
-    [
-        ("forwarding", "fail", "sysctl -qw net.ipv4.ip_forward=0", [], "ip_forward is 0", "sysctl -w"),
-        (
-            "reverse path",
-            "warn",
-            "ip link add kgt0 type bridge && sysctl -qw net.ipv4.conf.all.rp_filter=1",
-            ["--interface=kgt0"],
-            "strict on kgt0",
-            "net.ipv4.conf.kgt0.rp_filter=2",
-        ),
-        (
-            "subnet",
-            "warn",
-            "ip link add kgt1 type bridge && ip link set kgt1 up && ip addr add 10.4.7.1/24 dev kgt1",
-            [],
-            "10.4.7.0/24 on kgt1",
-            "--subnet",
-        ),
-        (
-            "wireguard",
-            "fail",
-            "true",
-            ["--create-interface=false"],
-            "there is no kilo0",
-            "--create-interface",
-        ),
-        ("wireguard", "fail", "PATH=/nowhere", [], "nor is wireguard-go", "install wireguard-go"),
-        ("encapsulation", "fail", "true", ["--encapsulate=always"], "no IPIP", "--encapsulate=never"),
-    ],
-)
-def test_one_thing_that_is_wrong(
-    tmp_path: Path, cni: Path, check: str, verdict: str, before: str, flags: list[str], found: str, mend: str
-) -> None:
-    said = doctor(tmp_path, *flags, before=before)[check]
-    assert said[0] == verdict, said
-    assert found in said[1] and mend in said[2]
+class Wrong(NamedTuple):
+    """What the doctor is to say of a host on which commands of a shell have done something."""
+
+    check: str
+    verdict: str
+    found: str
+    mend: str
+    before: str = "true"
+    flags: tuple[str, ...] = ()
+
+
+WRONG = [
+    Wrong("forwarding", "fail", "ip_forward is 0", "sysctl -w", "sysctl -qw net.ipv4.ip_forward=0"),
+    Wrong(
+        "reverse path",
+        "warn",
+        "strict on kgt0",
+        "net.ipv4.conf.kgt0.rp_filter=2",
+        "ip link add kgt0 type bridge && sysctl -qw net.ipv4.conf.all.rp_filter=1",
+        ("--interface=kgt0",),
+    ),
+    Wrong(
+        "subnet",
+        "warn",
+        "10.4.7.0/24 on kgt1",
+        "--subnet",
+        "ip link add kgt1 type bridge && ip link set kgt1 up && ip addr add 10.4.7.1/24 dev kgt1",
+    ),
+    Wrong(
+        "wireguard", "fail", "there is no kilo0", "--create-interface", flags=("--create-interface=false",)
+    ),
+    Wrong("wireguard", "fail", "nor is wireguard-go", "install wireguard-go", "PATH=/nowhere"),
+    Wrong("encapsulation", "fail", "no IPIP", "--encapsulate=never", flags=("--encapsulate=always",)),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong.check}: {wrong.found}")
+def test_one_thing_that_is_wrong(tmp_path: Path, cni: Path, wrong: Wrong) -> None:
+    verdict, found, mend = doctor(tmp_path, *wrong.flags, before=wrong.before)[wrong.check]
+    assert verdict == wrong.verdict, found
+    assert wrong.found in found and wrong.mend in mend
 
 
 def test_who_has_the_port(tmp_path: Path) -> None:

@@ -233,6 +233,13 @@ def test_status_of_nothing_as_json(tmp_path: Path) -> None:
     assert "does not run here" in told["reasons"][0]
 
 
+@pytest.mark.parametrize("command", ["status", "doctor", "version"])
+def test_a_word_too_many_points_to_the_help_of_the_command(command: str, tmp_path: Path) -> None:
+    done = kg(tmp_path, command, "extra")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"kg: 'extra' is not expected here; kg {command} --help says what is\n"
+
+
 def test_a_reader_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
     script = '"$0" -m kilo status --run-dir=$1 | true; echo ${PIPESTATUS[0]}'
     done = subprocess.run(
@@ -249,8 +256,6 @@ def test_an_output_that_there_is_not(words: list[str], tmp_path: Path) -> None:
 
 
 def test_status_names_a_worker_that_is_not_heard(workers: Workers, tmp_path: Path) -> None:
-    workers.loop.remove_reader(workers.outlets["cni"]._socket)
-    workers.outlets["cni"]._socket.close()
     del workers.outlets["cni"]._publishers[b"cni.state"]
     workers.thread.start()
     done = kg(tmp_path, "status")
@@ -276,6 +281,40 @@ def test_tail_prints_state_and_changes_and_no_secret(workers: Workers, tmp_path:
     assert by_topic["plan"]["upserts"][peer.key]["preshared_key"] == "***"
     assert "mesh.state" in by_topic
     assert SECRET not in json.dumps(lines)
+
+
+def tailing(run_dir: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kilo", "tail", *words, f"--run-dir={run_dir}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_tail_says_that_nobody_answers_and_waits(tmp_path: Path, number: int) -> None:
+    with tailing(tmp_path) as process:
+        assert process.stderr is not None
+        deadline = threading.Timer(20, process.kill)
+        deadline.start()
+        assert process.stderr.readline() == f"kg tail: nobody answers in {tmp_path}; waiting\n"
+        deadline.cancel()
+        assert process.poll() is None
+        process.send_signal(number)
+        assert (process.wait(10), process.stderr.read()) == (3, "")
+
+
+@pytest.mark.parametrize("few", ["cni"], indirect=True)
+def test_tail_says_who_does_not_answer(few: Workers, tmp_path: Path) -> None:
+    with (
+        tailing(tmp_path) as all_of_them,
+        tailing(tmp_path, "cni") as one,
+        tailing(tmp_path, "mesh") as other,
+    ):
+        time.sleep(4)
+        said = []
+        for process in (all_of_them, one, other):
+            process.send_signal(signal.SIGINT)
+            said.append((process.communicate(timeout=10)[1], process.returncode))
+    missed = f"kg tail: no answer from cni in {tmp_path}; waiting\n"
+    assert said == [(missed, 0), (missed, 3), ("", 0)]
 
 
 def test_restart_without_a_parent_says_so(tmp_path: Path) -> None:

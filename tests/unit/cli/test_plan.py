@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -253,6 +254,9 @@ def test_who_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("apiVersion: v1\n", "is not a JSON list of Nodes"),
         ("", "is not a JSON list of Nodes"),
         ('{"items": 5}', "is not a JSON list of Nodes"),
+        ("null", "is not a JSON list of Nodes"),
+        (" [ ]\n", "is an empty array, and no List of Nodes"),
+        ("{}", "is neither a List nor a Node"),
         (json.dumps([PEER]), "item 1 is a Peer, not a Node; it takes what kubectl get nodes -o json prints"),
         (json.dumps([*NODES[:1], 5]), "item 2 is not an object"),
         ('{"kind": "Pod", "metadata": {"name": "x"}}', "item 1 is a Pod, not a Node"),
@@ -349,3 +353,25 @@ def test_what_two_claim_at_once_is_named(tmp_path: Path, capsys: pytest.CaptureF
     status, _, err = run(tmp_path, capsys, "-o", "routes", nodes=nodes)
     assert status == 0
     assert f"claim {nodes[0]['spec']['podCIDR']}; the first counts" in err
+
+
+def test_the_other_end_of_a_peer_as_operations_md_says(tmp_path: Path) -> None:
+    """The command as it stands there, after its two lines of kubectl."""
+    text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    block = text.partition("## The other end of a Peer")[2].split("```")[1].replace("NODE", "a")
+    first, second, command = block.strip().split("\n", 2)
+    assert all(line.startswith("kubectl get ") for line in (first, second))
+    laptop = {**PEER, "metadata": {"name": "laptop"}}
+    write(tmp_path, nodes=NODES, peers=[laptop])
+    places = f'kg() {{ {sys.executable} -m kilo "$@" --at={NOW} --mesh-granularity=full; }}\n'
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(
+        ["sh", "-c", places + command], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    sections = done.stdout.strip().split("\n\n")
+    assert len(sections) == len(NODES)
+    for section, node_name in zip(sections, "ab", strict=True):
+        assert section.startswith("[Peer]\nAllowedIPs = ")
+        assert f"PublicKey = {KEYS[node_name]}" in section
+        assert "Endpoint = " in section

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from kilo.bus import CNI
+from kilo.cni import conflist
 from kilo.cni.worker import CniWorker
 from kilo.config import Config
 from kilo.model.host import WorkerState
 from kilo.model.plan import CniTarget
+from kilo.model.readiness import NO_PODS
 from tests.feeding import Bus, Running, eventually, running
 from tests.unit.cni.test_conflist import MANIFEST
 
@@ -157,6 +159,33 @@ def test_a_directory_that_is_missing_is_tried_again(bus: Bus, path: Path, start:
     assert state(bus).errors["cni"] >= 1
 
 
+def test_whether_pods_can_be_started_is_said_for_as_long_as_they_cannot(
+    bus: Bus, path: Path, start: Start
+) -> None:
+    """It is the file in place that counts, and not whether writing it failed, now or earlier."""
+    in_the_way = path.with_name(f".{path.name}.kilo-tmp")
+    in_the_way.mkdir()
+
+    def no_pods() -> str:
+        return state(bus).info.get(NO_PODS, "")
+
+    bus.put(CNI, cni=CniTarget(CIDR, 1420))
+    start()
+    said = eventually(no_pods)
+    assert said == f"no pod can be started: {failing(bus)['conflist']}"
+    assert f"cannot write {path}" in said
+    path.write_bytes(conflist.fresh(CniTarget(CIDR, 1420)))
+    eventually(lambda: state(bus).phase == "ready" and not no_pods() and not failing(bus))
+    path.unlink()
+    eventually(lambda: no_pods() and state(bus).phase == "ready")
+    path.write_bytes(conflist.fresh(CniTarget(OTHER, 1420)))
+    time.sleep(3 * RESYNC)
+    assert no_pods(), "the file is for other pods"
+    bus.put(CNI, cni=CniTarget(OTHER, 1420))
+    eventually(lambda: not no_pods() and not failing(bus))
+    in_the_way.rmdir()
+
+
 def test_a_symbolic_link_stays_and_its_file_is_replaced(
     bus: Bus, path: Path, start: Start, tmp_path: Path
 ) -> None:
@@ -191,6 +220,7 @@ def test_a_bad_target_is_refused_and_the_last_good_one_kept(
     bus.put(CNI, cni=target)
     eventually(lambda: failing(bus))
     assert subnets(path) == [CIDR]
+    assert NO_PODS not in state(bus).info, "pods start as before"
 
 
 def test_no_target_any_more_leaves_the_list_alone(bus: Bus, path: Path, start: Start) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kilo.model.workers import WORKERS
-from kilo.sandbox.profiles import IDS, SUPERVISOR
+from kilo.model.workers import IDS, WORKERS
+from kilo.sandbox.profiles import SUPERVISOR
 from tests.unit.deploy.rendered import (
     NAMES,
     OWN_CNI,

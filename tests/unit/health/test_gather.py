@@ -31,6 +31,14 @@ def test_one_worker_that_is_not(view: WorkerView, reason: str) -> None:
     assert not_ready(snapshot(workers=views(netctl=view))) == {"netctl": reason}
 
 
+@pytest.mark.parametrize("phase", ["starting", "ready"])
+def test_a_node_that_can_start_no_pod_is_not_ready(phase: str) -> None:
+    """Whether it never could, or cannot any more."""
+    said = state("cni", phase=phase, info={"no_pods": "no pod can be started: the disk is full"})
+    workers = views(cni=WorkerView("cni", said, 0.1))
+    assert not_ready(snapshot(workers=workers)) == {"cni": "no pod can be started: the disk is full"}
+
+
 def of_netctl(stopped: str = "", **gauges: float) -> dict[str, str]:
     """Why a node is not ready whose netctl says this."""
     said = netctl(planned_generation=4, **gauges)

@@ -18,6 +18,7 @@ from kilo.bus import HOST, PROBLEMS, TOPOLOGY, WIREGUARD, state_of
 from kilo.config import Config
 from kilo.health.worker import HealthWorker
 from kilo.model.host import Failure, HostFacts
+from kilo.model.readiness import NO_PODS
 from kilo.model.topology import TopologyHead, TopologyItem
 from tests.feeding import Bus, Running, eventually, running
 from tests.unit.health.client import Address, Answer, fetch
@@ -121,7 +122,28 @@ def test_one_worker_alone_can_be_asked_for(health: Health) -> None:
         return {health.get(f"/ready?worker={name}").status for name in ("watcher", "mesh", "cni", "health")}
 
     eventually(lambda: others() == {200})
-    assert health.get("/ready?worker=nobody").status == 400
+    assert health.get("/ready?worker=").status == 503, "all are meant"
+
+
+def test_a_worker_that_there_is_not_is_not_found(health: Health) -> None:
+    answer = health.get("/ready?worker=nobody")
+    assert answer.status == 404
+    names = "watcher, mesh, netctl, cni, health"
+    assert answer.body.decode() == f"there is no such worker; there are {names}\n"
+
+
+def test_a_node_that_can_start_no_pod_is_not_ready_until_it_can(health: Health) -> None:
+    why = "no pod can be started: cannot write /etc/cni/net.d/x: Read-only file system (errno 30)"
+    health.feed()
+    eventually(lambda: health.get("/ready").status == 200)
+    health.beat("cni", failing={"pod-cidr": Failure("refused", 1)})
+    time.sleep(0.3)
+    assert health.get("/ready").status == 200, "the file in place is good"
+    health.beat("cni", info={NO_PODS: why})
+    eventually(lambda: health.get("/ready").status == 503)
+    assert health.ready()["not_ready"] == {"cni": why}
+    health.beat("cni")
+    eventually(lambda: health.get("/ready").status == 200)
 
 
 def test_a_worker_that_falls_silent_is_stale_and_comes_back(health: Health) -> None:

@@ -134,6 +134,73 @@ def test_who_had_a_network_keeps_it(network: str) -> None:
         assert users(seen_from_n9(*members), network) == [f"peer/{key('n1')}"], "the older one"
 
 
+@pytest.mark.parametrize(
+    ("healthy", "copy", "known", "first"),
+    [
+        (NEW, OLD, Known(owners={"10.2.5.0/24": ("node n5",)}), "n5"),
+        (OLD, NEW, Known(owners={"10.2.5.0/24": ("node n1",)}), "n1"),
+        (OLD, NEW, NOTHING, "n5"),
+        (NEW, OLD, NOTHING, "n1"),
+        (OLD, OLD, NOTHING, "n1"),
+    ],
+)
+def test_of_two_neighbours_too(healthy: int, copy: int, known: Known, first: str) -> None:
+    neighbour = node("n5", "z", created=healthy)
+    for members in permutations((neighbour, node("n1", "z", created=copy, subnet="10.2.5.0/24"))):
+        result = seen_from_n9(*members, known=known)
+        route = result.items[route_key("10.2.5.0/24")]
+        assert isinstance(route, Route) and route.via == f"10.0.0.{first[1:]}"
+        assert result.owners == {"10.2.5.0/24": f"node {first}"}
+        kept = {k for k in seen_from_n9(neighbour).items if k.startswith(("route/1107/", "rule/"))}
+        assert kept <= result.items.keys(), "to the host itself"
+
+
+def in_the_kernel(**networks: str) -> Known:
+    """A device whose peers, of these names, have one network each; nothing is remembered."""
+    return Known(
+        wireguard={key(n): WireGuardPeerState(key(n), allowed_ips=(a,)) for n, a in networks.items()}
+    )
+
+
+@pytest.mark.parametrize("network", ["10.0.0.5/32", "10.2.5.0/24"])
+@pytest.mark.parametrize("leader", ["n5", "n4"])
+def test_with_no_memory_the_kernel_tells_whose_a_network_is(network: str, leader: str) -> None:
+    """It is under the key of whoever led the segment when the agent ended."""
+    taken = {"internal_ip": "10.0.0.5/24"} if network.endswith("/32") else {"subnet": network}
+    healthy, copy = node("n5", "m", created=NEW), node("n1", "a", created=OLD, **taken)
+    for members in permutations((healthy, node("n4", "m", created=NEW), copy)):
+        kept = seen_from_n9(*members, known=in_the_kernel(**{leader: network}))
+        assert users(kept, network) == [f"peer/{key('n4')}"], "of the two in m, n4 leads now"
+        assert kept.owners == {network: "node n5"}
+        copied = seen_from_n9(*members, known=in_the_kernel(n1=network))
+        assert users(copied, network) == [f"peer/{key('n1')}"]
+
+
+def test_what_is_remembered_of_a_network_comes_before_what_the_kernel_has() -> None:
+    copy = node("n1", "a", created=OLD, subnet="10.2.5.0/24")
+    known = replace(in_the_kernel(n1="10.2.5.0/24"), owners={"10.2.5.0/24": ("node n5",)})
+    assert users(seen_from_n9(HEALTHY, copy, known=known), "10.2.5.0/24") == [f"peer/{KEY}"]
+
+
+def test_who_copies_the_key_too_is_not_who_the_kernel_has_under_it() -> None:
+    copy = node("n1", "a", created=OLD, key=KEY, subnet="10.2.5.0/24")
+    healthy = msgspec.structs.replace(HEALTHY, created=NEW)
+    state = WireGuardPeerState(KEY, "203.0.113.5", 51820, allowed_ips=("10.2.5.0/24",))
+    for members in permutations((healthy, copy)):
+        result = seen_from_n9(*members, known=Known(wireguard={KEY: state}))
+        assert result.owners == {KEY: "node n5", "10.2.5.0/24": "node n5"}
+        item = result.items[f"peer/{KEY}"]
+        assert isinstance(item, PlannedPeer)
+        assert "10.2.5.0/24" in item.allowed_ips and item.endpoint_ip == "203.0.113.5"
+
+
+def test_of_a_network_of_a_peer_the_kernel_tells_too() -> None:
+    taken, laptop = node("n1", "a", internal_ip="10.5.0.1/32", created=OLD), peer("laptop", "10.5.0.1/32")
+    for name in ("n1", "laptop"):
+        result = seen_from_n9(taken, laptop, known=in_the_kernel(**{name: "10.5.0.1/32"}))
+        assert users(result, "10.5.0.1/32") == [f"peer/{key(name)}"]
+
+
 def test_a_node_does_not_take_a_network_of_a_peer() -> None:
     taken = node("n1", "a", internal_ip="10.5.0.1/32")
     laptop = peer("laptop", "10.5.0.1/32")

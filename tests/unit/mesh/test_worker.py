@@ -30,8 +30,7 @@ from kilo.mesh.worker import DEVICE_WITHIN, MIN_GAP, MeshWorker
 from kilo.model.host import HostFacts, Link, WireGuardPeerState, WorkerState
 from kilo.model.node import Announcement, ApiServer, ClusterItem, UDPAddress
 from kilo.model.plan import CniTarget, PlannedPeer, Summary, route_key
-from kilo.worker import Context
-from tests.feeding import Bus, Running, eventually, running
+from tests.feeding import QUICK, Bus, Running, eventually, running
 from tests.unit.mesh.states import at, host_of, key, node, peer
 
 LOCAL = node("n1", "x")
@@ -43,12 +42,6 @@ CLUSTER_STATE: dict[str, ClusterItem] = {
     "node/n3": ROAMER,
     "peer/p": peer("p", "10.5.0.1/32"),
 }
-
-
-def quick(context: Context) -> MeshWorker:
-    """The worker, with a heartbeat that a test need not wait for."""
-    context.loop.call_every(0.1, context.beat)
-    return MeshWorker(context)
 
 
 class Mesh:
@@ -102,7 +95,7 @@ def a_mesh(run_dir: Path, **flags: Any) -> Iterator[Mesh]:
     bus = Bus(run_dir)
     config = Config(run_dir=str(run_dir), hostname="n1", log_level="debug", **flags)
     try:
-        with running("mesh", quick, config) as worker:
+        with running("mesh", MeshWorker, config, QUICK) as worker:
             yield Mesh(bus, worker)
     finally:
         bus.close()
@@ -298,6 +291,76 @@ def test_where_there_is_no_device_yet_the_first_plan_comes_all_the_same(wide: Me
     started = time.monotonic()
     eventually(lambda: has_the_key_of_n2(wide), timeout=DEVICE_WITHIN + 5)
     assert time.monotonic() - started > DEVICE_WITHIN / 2
+
+
+YOUNG = msgspec.structs.replace(CLUSTER_STATE["node/n2"], created=1_700_000_000)
+SQUATTER = node("n0", "a", subnet="10.2.2.0/24", created=1_600_000_000)
+"""The older Node, with the pod CIDR of n2 copied."""
+
+
+def in_the_kernel(mesh: Mesh) -> None:
+    """Tell what netctl would, once it has applied the plan."""
+    peers = [item for item in mesh.plan.values() if isinstance(item, PlannedPeer)]
+    states = {p.public_key: WireGuardPeerState(p.public_key, allowed_ips=p.allowed_ips) for p in peers}
+    mesh.bus.update(WIREGUARD, states)
+    mesh.bus.update(HELD, {k: True for k in mesh.plan if k.startswith("route/")})
+
+
+def has_the_pods_of_n2(mesh: Mesh) -> list[str]:
+    """Names of those whose WireGuard peer has them."""
+    names = {key(name): name for name in ("n0", "n2")}
+    peers = [item for item in mesh.plan.values() if isinstance(item, PlannedPeer)]
+    return [names[p.public_key] for p in peers if "10.2.2.0/24" in p.allowed_ips]
+
+
+def test_after_a_restart_of_mesh_a_copied_network_stays_where_the_kernel_has_it(tmp_path: Path) -> None:
+    bus, config = Bus(tmp_path), Config(run_dir=str(tmp_path), hostname="n1", log_level="debug")
+    try:
+        with running("mesh", MeshWorker, config, QUICK) as worker:
+            before = Mesh(bus, worker)
+            feed(before)
+            bus.update(CLUSTER, {"node/n2": YOUNG})
+            bus.update(CLUSTER, {"node/n0": SQUATTER})
+            told = eventually(lambda: before.failing("network/10.2.2.0/24"))
+            assert told.startswith("node n2 and node n0 claim")
+            assert has_the_pods_of_n2(before) == ["n2"]
+            in_the_kernel(before)
+            assert worker.end(signal.SIGHUP) == 0
+        with running("mesh", MeshWorker, config, QUICK) as worker:
+            after = Mesh(bus, worker)
+            eventually(lambda: after.heard["topology"].complete and after.generation)
+            assert has_the_pods_of_n2(after) == ["n2"]
+            eventually(lambda: after.failing("network/10.2.2.0/24") == told)
+    finally:
+        bus.close()
+
+
+def test_after_a_start_of_all_a_copied_network_that_is_routed_waits_for_the_device(wide: Mesh) -> None:
+    wide.bus.update(CLUSTER, CLUSTER_STATE | {"node/n2": YOUNG, "node/n0": SQUATTER})
+    wide.bus.put(HOST, host=host_of(LOCAL))
+    eventually(lambda: "network" in wide.state.info.get("waiting_for", ""))
+    wide.bus.update(HELD, {route_key("10.2.2.0/24"): True})
+    wide.after_a_beat()
+    assert not wide.plan
+    wide.bus.update(WIREGUARD, {key("n2"): WireGuardPeerState(key("n2"), allowed_ips=("10.2.2.0/24",))})
+    assert eventually(lambda: has_the_pods_of_n2(wide)) == ["n2"]
+    eventually(lambda: "waiting_for" not in wide.state.info)
+
+
+def test_for_a_copied_network_that_nobody_routes_no_device_is_waited_for(wide: Mesh) -> None:
+    wide.bus.update(CLUSTER, CLUSTER_STATE | {"node/n2": YOUNG, "node/n0": SQUATTER})
+    wide.bus.put(HOST, host=host_of(LOCAL))
+    started = time.monotonic()
+    wide.bus.put(HELD)
+    assert eventually(lambda: has_the_pods_of_n2(wide)) == ["n0"], "the older one"
+    assert time.monotonic() - started < DEVICE_WITHIN / 2
+
+
+def test_peers_that_share_a_network_wait_for_nobody(wide: Mesh) -> None:
+    """Of those it is the first by name, whatever the kernel has."""
+    wide.bus.update(CLUSTER, CLUSTER_STATE | {"peer/q": peer("q", "10.5.0.1/32", "10.5.0.1/32")})
+    wide.bus.put(HOST, host=host_of(LOCAL))
+    eventually(lambda: wide.generation == 1)
 
 
 def doubtful(*names: str) -> dict[str, ClusterItem]:

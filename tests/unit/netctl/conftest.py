@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.netctl.far_end import FarEnd
+from tests.unit.netctl.firewall.hosts import Hosts, hosts
 from tests.unit.netctl.hosts import SOCKETS, Host
 from tests.unit.netctl.worker_box import Box
 
@@ -21,6 +22,13 @@ def host() -> Iterator[Host]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture
+def wired() -> Iterator[Hosts]:
+    """A host between a pod and the outside."""
+    with hosts() as made:
+        yield made
 
 
 @pytest.fixture

@@ -66,5 +66,7 @@ def test_what_an_earlier_run_left_is_told_before_there_is_a_plan(box: Box, tmp_p
             found = {(p.public_key, p.endpoint_ip, p.endpoint_port) for p in peers[0].state.values()}
             wanted = [item for item in PLAN_3.values() if isinstance(item, PlannedPeer)]
             assert found == {(p.public_key, p.endpoint_ip, p.endpoint_port) for p in wanted}
+            networks = {p.public_key: p.allowed_ips for p in peers[0].state.values()}
+            assert networks == {p.public_key: tuple(sorted(p.allowed_ips)) for p in wanted}
     finally:
         fresh.close()

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kilo.model.plan import Rule
-from tests.feeding import eventually
+from tests.feeding import eventually, running
 from tests.unit.netctl.hosts import ip, stopped
 from tests.unit.netctl.plans import key, mesh, node
-from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box
+from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box, Impatient, Steady
 
 
 def longest_silence(box: Box, seconds: float) -> float:
@@ -30,7 +30,7 @@ def longest_silence(box: Box, seconds: float) -> float:
 
 
 def test_heartbeats_go_on_while_wireguard_go_stands_still(box: Box) -> None:
-    with box.worker():
+    with running("netctl", Steady, box.config()):
         box.plan(PLAN_3)
         box.whole()
         with stopped(box.host.programs()[0]):
@@ -64,7 +64,7 @@ def cpu_seconds(pid: int) -> float:
 
 def test_a_device_that_stands_still_in_the_middle_of_a_plan_is_waited_for(box: Box) -> None:
     """When some of the peers are there, and nothing has been said of them yet."""
-    with box.worker() as worker:
+    with running("netctl", Steady, box.config()) as worker:
         box.plan(mesh(1))
         box.applied()
         more = [item for n in range(2, 1500) for item in node(n)]
@@ -86,7 +86,7 @@ def test_a_start_while_wireguard_go_stands_still(box: Box) -> None:
         box.plan(PLAN_3)
         box.whole()
         worker.end(signal.SIGKILL)
-    with stopped(box.host.programs()[0]), box.worker() as worker:
+    with stopped(box.host.programs()[0]), running("netctl", Steady, box.config()) as worker:
         eventually(lambda: (s := box.bus.state("netctl")) and s.pid == worker.process.pid and s.failing)
         assert longest_silence(box, 3.0) < 1.8
         assert "does not answer" in box.state().failing["interface"].message
@@ -123,6 +123,12 @@ FOUGHT = {
 }
 
 
+class Watchful(Impatient):
+    """Sees soon what it is not told of, and so that it is fought over."""
+
+    poll_period = 0.1
+
+
 def test_who_takes_the_address_away_again_and_again_is_not_raced(box: Box) -> None:
     """By itself: with the address the kernel takes routes."""
     name = box.host.interface
@@ -153,12 +159,12 @@ def test_who_undoes_our_work_again_and_again_is_not_raced(box: Box) -> None:
     fights = {f"fight/{key.format(name=name)}" for key in FOUGHT}
 
     def quiet() -> bool:
-        """Whether three heartbeats passed with no more repairs than the backoff allows."""
-        repairs, beat = box.state().gauges["repairs_total"], box.state().beat
-        eventually(lambda: box.state().beat >= beat + 3)
+        """Whether three seconds passed with no more repairs than the backoff allows."""
+        repairs = box.state().gauges["repairs_total"]
+        time.sleep(3.0)
         return box.state().gauges["repairs_total"] - repairs <= 4 * len(FOUGHT)
 
-    with box.worker() as worker:
+    with running("netctl", Watchful, box.config()) as worker:
         box.plan({**PLAN_3, RULE.key: RULE})
         box.applied()
         with opponents(command.format(name=name) for command in FOUGHT.values()):

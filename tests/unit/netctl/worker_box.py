@@ -23,14 +23,22 @@ PLAN_3 = mesh(3)
 DESTINATIONS = {"10.64.1.0/24", "10.64.2.0/24", "10.64.3.0/24", "10.32.1.1", "10.32.2.1", "10.32.3.1"}
 
 
-class Impatient(NetctlWorker):
+class Steady(NetctlWorker):
     """Looks at WireGuard's peers more often, and sees sooner that a fight is over: for tests that wait."""
 
     poll_period = 0.3
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        fights.FIRST, fights.LIMIT, self._fights.calm = 0.25, 4.0, 2.0
+        fights.FIRST, fights.LIMIT, self._fights.calm = 0.25, 2.0, 1.0
+
+
+class Impatient(Steady):
+    """With a heartbeat, too, that a test need not wait for."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        context.loop.call_every(0.1, context.beat)
 
 
 class Box:

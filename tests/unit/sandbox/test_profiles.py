@@ -10,9 +10,10 @@ import pytest
 
 from kilo.bus import WORKERS
 from kilo.config import Config
+from kilo.model.workers import IDS
 from kilo.sandbox import Access, Profile
 from kilo.sandbox.profile import with_identity_as_it_is
-from kilo.sandbox.profiles import HEARS, IDS, profile_for
+from kilo.sandbox.profiles import HEARS, profile_for
 from tests.unit.deploy.test_least_privilege import HEARS as IN_THE_MANIFESTS
 
 CONFIG = Config(run_dir="/run/kilo")

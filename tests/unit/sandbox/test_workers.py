@@ -20,9 +20,10 @@ from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WORKERS
 from kilo.config import Config
 from kilo.model.host import WorkerState
 from kilo.model.plan import CniTarget, PlanItem
+from kilo.model.workers import IDS
 from kilo.sandbox import read_status
 from kilo.sandbox.home import hand_over
-from kilo.sandbox.profiles import IDS, profile_for
+from kilo.sandbox.profiles import profile_for
 from tests.apiserver import CRDS_FILE, Standin
 from tests.feeding import Bus, eventually
 from tests.unit.health.client import fetch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,26 @@ def test_a_level_or_worker_that_there_is_not_is_refused(start: Callable[..., Age
     assert "there is no worker 'cook'" in agent.ask("loglevel", "cook", "info").error
 
 
+def test_the_flags_that_are_not_the_defaults_are_told(start: Callable[..., Agent]) -> None:
+    agent = start()
+    agent.all_ready()
+    found = agent.ask("flags").flags
+    assert found["run_dir"] == str(agent.run_dir)
+    assert "encapsulate" not in found
+
+
+@pytest.mark.parametrize("given", [(), ("--state-dir=/elsewhere",)])
+def test_kg_doctor_has_the_flags_of_the_agent(start: Callable[..., Agent], given: tuple[str, ...]) -> None:
+    """Who runs it on a host has none of them at hand; those that are given count all the same."""
+    agent = start()
+    agent.all_ready()
+    command = [sys.executable, "-m", "kilo", "doctor", f"--run-dir={agent.run_dir}", "-o", "json", *given]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    found = {finding["check"]: finding["found"] for finding in json.loads(done.stdout)}
+    told = "none that is not the default" if given else "state-dir"
+    assert found["flags"] == f"those of the agent that runs here: {told}"
+
+
 @pytest.fixture
 def server() -> Iterator[Path]:
     """A control socket for GROUP, in a directory that everybody may enter."""
@@ -68,7 +89,7 @@ def server() -> Iterator[Path]:
     directory.mkdir(mode=0o755)
     loop = Loop()
     server = ControlServer(loop, str(directory), Logger("parent", "none"), GROUP)
-    server.serve({})
+    server.serve({}, {})
     thread = threading.Thread(target=loop.run)
     thread.start()
     yield directory

@@ -69,7 +69,7 @@ def test_a_signal_to_the_group_does_not_end_what_starts_workers(start: Start) ->
     agent = start()
     agent.all_ready()
     started = [pid for pid in children(agent.process.pid) if alive(pid)]
-    assert len(started) == 2, "the forkserver and the resource tracker"
+    assert len(started) == 1, "the forkserver"
     for pid in started:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(pid, number)

@@ -130,6 +130,27 @@ def test_what_a_killed_parent_left_is_gone_after_the_next(start: Callable[..., A
     assert not left & set(agent.run_dir.glob("pymp-*"))
 
 
+def test_beside_the_workers_there_is_only_what_forks_them(start: Callable[..., Agent]) -> None:
+    agent = start()
+    workers = agent.all_ready()
+    assert set(below(agent.process.pid)) == {*workers.values(), forkserver_of(workers)}
+
+
+def test_what_all_workers_share_is_loaded_once_and_stays_shared() -> None:
+    """A collector that looks at an object writes to it."""
+    look = (
+        "import gc, sys\n"
+        "from kilo.supervisor.forkserver import PRELOAD\n"
+        "for name in PRELOAD: __import__(name)\n"
+        "shared = {'kilo.worker', 'kilo.bus', 'kilo.sandbox.entry', 'multiprocessing.spawn'}\n"
+        "print(shared <= sys.modules.keys(), gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 1_000)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", look], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
 def test_the_process_that_starts_workers_may_die(start: Callable[..., Agent]) -> None:
     agent = start()
     before = agent.all_ready()

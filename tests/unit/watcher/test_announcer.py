@@ -174,13 +174,13 @@ def test_an_older_state_of_the_node_does_not_count(agent: Agent, admin: Admin, s
 def test_a_fight_over_an_annotation_is_told_and_not_fought_on(
     make: Callable[[], Agent], admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIGHT_WINDOW", 2.0)
-    monkeypatch.setattr(module, "CHECK_IN_EVERY", 1.0)
+    monkeypatch.setattr(module, "FIGHT_WINDOW", 1.2)
+    monkeypatch.setattr(module, "CHECK_IN_EVERY", 0.6)
     admin.create_node("own")
     agent = make()
     agent.announcer.announce(HELLO)
     eventually(lambda: agent.count(Patched))
-    end = time.monotonic() + 1.5
+    end = time.monotonic() + 0.9
     rounds = 0
     while time.monotonic() < end:
         if said(admin).get("key") == KEY:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -15,49 +14,17 @@ from pathlib import Path
 import pytest
 
 from kilo.config import Config
-from kilo.watcher import announcer, plugin, session, worker
-from kilo.watcher.client import Api
+from kilo.watcher.roster import LOCAL
 from kilo.watcher.worker import WatcherWorker
 from kilo.worker import Context
 from tests.apiserver import Admin, Standin
 from tests.apiserver.kubeconfig import write_kubeconfig
-from tests.feeding import Bus, eventually, running
+from tests.feeding import QUICK, Bus, eventually, running
+from tests.unit.watcher.impatient import dead, hasty, stuck, watched
 from tests.unit.watcher.test_plugin import lives
-from tests.unit.watcher.test_worker import Watcher, add
+from tests.unit.watcher.test_worker import Watcher, add, key
 
 V1 = "client.authentication.k8s.io/v1"
-
-
-def hasty(context: Context) -> WatcherWorker:
-    """A watcher that has little patience."""
-    plugin.TIMEOUT, session.EARLY, session.AGAIN_AFTER = 0.5, 0.0, 0.3
-    worker.CHECK_IN_WITHIN, worker.JUDGE_EVERY, announcer.CHECK_IN_EVERY = 1.5, 0.2, 0.4
-    return WatcherWorker(context)
-
-
-def stuck(context: Context) -> WatcherWorker:
-    """One whose patches never come back, by whatever mishap."""
-    Api.patch = lambda *arguments: threading.Event().wait()  # type: ignore[method-assign,assignment]
-    return hasty(context)
-
-
-def dead(context: Context) -> WatcherWorker:
-    """One whose announcer dies."""
-    made = hasty(context)
-    made._announcer._thread = threading.Thread(target=lambda: None)
-    return made
-
-
-def watched(context: Context) -> WatcherWorker:
-    """One that says for how long its loop was ever held up."""
-    made, gauges, before = hasty(context), context.report.gauges, [time.monotonic()]
-
-    def look() -> None:
-        now = time.monotonic()
-        gauges["longest"], before[0] = max(gauges.get("longest", 0.0), now - before[0]), now
-
-    context.loop.call_every(0.02, look)
-    return made
 
 
 @pytest.fixture
@@ -68,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
 
         def start(kubeconfig: str, factory: Callable[[Context], WatcherWorker] = hasty) -> Watcher:
             config = Config(run_dir=str(bus.run_dir), kubeconfig=kubeconfig, hostname="own")
-            process = stack.enter_context(running("watcher", factory, config))
+            process = stack.enter_context(running("watcher", factory, config, QUICK))
             stack.callback(process.end, signal.SIGHUP)
             return Watcher(bus, process)
 
@@ -190,6 +157,9 @@ def test_a_kubeconfig_that_is_rewritten_while_it_is_used(
     watcher = start(standin.kubeconfig(kubeconfig, token="old"))
     watcher.announce()
     eventually(lambda: watcher.state().phase == "ready")
+    add(editor, "n2", 2)
+    editor.create_peer("p", publicKey=key(9), allowedIPs=["10.5.0.1/32"])
+    watcher.has(LOCAL, "node/own", "node/n2", "peer/p")  # so no watch is dropped that has brought nothing
     whole = kubeconfig.read_text()
     kubeconfig.write_text(whole[:60])
     standin.drop()

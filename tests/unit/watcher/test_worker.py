@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -23,7 +22,8 @@ from kilo.watcher.worker import WatcherWorker
 from kilo.worker import Context
 from tests.apiserver import CRDS_FILE, Admin, ApiServer, Standin
 from tests.apiserver import store as kinds
-from tests.feeding import Bus, Running, eventually, running
+from tests.feeding import QUICK, Bus, Running, eventually, running
+from tests.unit.watcher.impatient import soon_away, with_slow_names
 from tests.unit.watcher.oddserver import OddServer, whole
 
 LABEL = "topology.kubernetes.io/region"
@@ -139,7 +139,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Watcher]]:
             config = Config(
                 **{"run_dir": str(bus.run_dir), "kubeconfig": kubeconfig, "hostname": "own", **options}
             )
-            process = stack.enter_context(running("watcher", factory, config))
+            process = stack.enter_context(running("watcher", factory, config, QUICK))
             stack.callback(process.end, signal.SIGHUP)
             return Watcher(bus, process)
 
@@ -310,27 +310,17 @@ def test_where_the_api_server_is_and_whether_it_answers(
     add(editor, "own", 1)
     labels = {"node-role.kubernetes.io/control-plane": ""}
     editor.create_node("cp", participant(2), "10.2.2.0/24", labels)
-    watcher = faulty()
+    watcher = faulty(factory=soon_away)
     watcher.has(LOCAL, "node/own", "node/cp")
     assert watcher.cluster.state["node/cp"].control_plane
     assert watcher.cluster.state[ApiEntry.KEY] == ApiEntry(("127.0.0.1",), True)
+    refused = time.monotonic()
     standin.refuse()
     eventually(lambda: watcher.cluster.state[ApiEntry.KEY] == ApiEntry(("127.0.0.1",), False), 30)
+    assert time.monotonic() - refused > 1.4, "a watch that is made anew is no outage"
     assert set(watcher.cluster.state) == {LOCAL, "node/own", "node/cp", ApiEntry.KEY}
     standin.accept()
     eventually(lambda: watcher.cluster.state[ApiEntry.KEY].reachable, 40)
-
-
-def with_slow_names(context: Context) -> WatcherWorker:
-    """One whose resolver takes a while. Connections ask for streams, and are as fast as ever."""
-    ask = socket.getaddrinfo
-
-    def slow(*name: Any, **hints: Any) -> Any:
-        time.sleep(0.5 if hints.get("type") == socket.SOCK_DGRAM else 0)
-        return ask(*name, **hints)
-
-    socket.getaddrinfo = slow
-    return WatcherWorker(context)
 
 
 def test_the_first_that_is_said_of_the_cluster_names_the_servers_addresses(
@@ -399,7 +389,7 @@ def test_the_api_goes_away_and_comes_back(faulty: Start, standin: Standin, edito
     add(editor, "own", 1)
     add(editor, "n2", 2)
     editor.close()
-    watcher = faulty()
+    watcher = faulty(factory=soon_away)
     watcher.has(LOCAL, "node/own", "node/n2")
     position = watcher.cluster.position
     standin.refuse()

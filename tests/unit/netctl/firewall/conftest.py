@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from kilo.netctl.firewall.choice import Kind
 from tests.unit.netctl.firewall.hosts import Namespace
 
 
@@ -15,3 +16,10 @@ def host() -> Iterator[Namespace]:
     made = Namespace()
     yield made
     made.close()
+
+
+@pytest.fixture(params=["legacy", "nftables"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Of a firewall: a test that asks for it is about either."""
+    kinds: dict[str, Kind] = {"legacy": "legacy", "nftables": "nftables"}
+    return kinds[request.param]

@@ -15,7 +15,7 @@ import pytest
 
 import kilo
 from kilo.log import Logger
-from kilo.netctl.firewall import ipset, legacy, nft_messages, xtables
+from kilo.netctl.firewall import access, ipset, nft_messages, xtables
 from kilo.netctl.firewall.choice import Kind
 from kilo.netctl.firewall.layout import FAMILIES
 from tests.unit.netctl.firewall.hosts import (
@@ -30,11 +30,10 @@ from tests.unit.netctl.firewall.hosts import (
     entries,
     errors,
     hosts,
-    policy,
     source_seen,
 )
+from tests.unit.netctl.firewall.samples import ALL
 
-ALL = policy(guard=True, forward=True)
 V4 = entries(
     masquerade_from="10.2.0.0/24",
     no_masquerade_to="10.2.0.0/24 10.2.1.0/24",
@@ -44,12 +43,6 @@ V4 = entries(
 V6 = entries(masquerade_from="fd00:2::/64", no_masquerade_to="fd00::/16", ipip_accept_from="fd00:1::1/128")
 NOBODY = 99
 """A family, and a subsystem of netfilter, that nobody has."""
-
-
-@pytest.fixture(params=["legacy", "nftables"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    kinds: dict[str, Kind] = {"legacy": "legacy", "nftables": "nftables"}
-    return kinds[request.param]
 
 
 def works(wired: Hosts) -> bool:
@@ -126,7 +119,7 @@ def test_without_ipset_there_are_plain_rules(kind: Kind, lack: str, monkeypatch:
 def test_without_the_match_there_are_plain_rules(host: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """ipset is there, and no rule can look into a set (module xt_set)."""
     read, write = os.pipe()
-    monkeypatch.setattr(legacy, "SET_REVISION", 200)
+    monkeypatch.setattr(access, "SET_REVISION", 200)
     with open(read) as lines:
         agent = Agent(host, log=Logger("netctl", "warn", write))
         assert not errors(agent.plan(ALL, *V4))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,34 +22,22 @@ from tests.unit.netctl.firewall.hosts import (
     Agent,
     Hosts,
     Namespace,
-    entries,
     errors,
-    hosts,
     policy,
 )
+from tests.unit.netctl.firewall.samples import OF_BOTH_FAMILIES as SAMPLE
 
 MTU = 1400
 UNCLAMPED = {4: 1460, 6: 1440}
 CLAMPED = {4: MTU - 40, 6: MTU - 60}
 SYN, ACK = 2, 16
-SAMPLE = entries(
-    masquerade_from="10.2.0.0/24 2001:db8:2::/64",
-    no_masquerade_to="10.2.0.0/24 10.2.1.0/24 2001:db8:2::/64 2001:db8:3::/64",
-)
 MAXSEG = 2
 
 
 @pytest.fixture
-def wired() -> Iterator[Hosts]:
-    with hosts() as made:
-        made.host.ip(f"link set outside mtu {MTU}")
-        yield made
-
-
-@pytest.fixture(params=["legacy", "nftables"])
-def kind(request: pytest.FixtureRequest) -> Kind:
-    kinds: dict[str, Kind] = {"legacy": "legacy", "nftables": "nftables"}
-    return kinds[request.param]
+def wired(wired: Hosts) -> Hosts:
+    wired.host.ip(f"link set outside mtu {MTU}")
+    return wired
 
 
 def option(segment: bytes) -> int:

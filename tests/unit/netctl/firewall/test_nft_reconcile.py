@@ -7,6 +7,7 @@ import ipaddress
 import random
 import re
 import struct
+from functools import partial
 
 import pytest
 
@@ -26,6 +27,7 @@ from kilo.netctl.firewall.nft_socket import NftSocket
 from kilo.netctl.netlink.attributes import attribute
 from kilo.netctl.netlink.socket import NETLINK_NETFILTER, Events, Request
 from kilo.netctl.reconcile import Outcome
+from tests.unit.netctl.firewall import samples
 from tests.unit.netctl.firewall.hosts import (
     PROGRAMS,
     Agent,
@@ -36,16 +38,8 @@ from tests.unit.netctl.firewall.hosts import (
     go_rules,
     policy,
 )
+from tests.unit.netctl.firewall.samples import ALL, SAMPLE, SETS
 
-SAMPLE = entries(
-    masquerade_from="10.2.0.0/24 10.5.0.1/32",
-    no_masquerade_to="10.2.0.0/24 10.2.1.0/24 10.4.0.1/32",
-    forward_accept_from="10.2.0.0/24",
-    forward_accept_to="10.2.0.0/24",
-    ipip_accept_from="10.1.0.10/32",
-)
-ALL = policy(guard=True, forward=True)
-SETS = [True, False]
 OWNER = 2
 
 
@@ -53,14 +47,7 @@ def nft_agent(host: Namespace, sets: bool = True) -> Agent:
     return Agent(host, sets, kind="nftables")
 
 
-def saved(host: Namespace) -> list[str]:
-    """Every rule, chain and counter of iptables-nft's, without the comments that have the time."""
-    lines = [line for p in PROGRAMS["nftables"] for line in host.run(f"{p}-save", "-c").splitlines()]
-    return [line for line in lines if not line.startswith("#")]
-
-
-def foreign(host: Namespace) -> list[str]:
-    return [line for line in saved(host) if "KILO-" not in line and '"Kilo: ' not in line]
+saved, foreign = partial(samples.saved, kind="nftables"), partial(samples.foreign, kind="nftables")
 
 
 def ruleset(host: Namespace) -> str:

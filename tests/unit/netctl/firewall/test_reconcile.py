@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 
@@ -14,6 +15,7 @@ from kilo.netctl.firewall.rules import Chain
 from kilo.netctl.firewall.tables import Tables
 from kilo.netctl.reconcile import Outcome
 from tests.unit.netctl.capability import without_net_admin
+from tests.unit.netctl.firewall import samples
 from tests.unit.netctl.firewall.hosts import (
     PROGRAMS,
     Agent,
@@ -24,26 +26,9 @@ from tests.unit.netctl.firewall.hosts import (
     go_rules,
     policy,
 )
+from tests.unit.netctl.firewall.samples import ALL, SAMPLE, SETS
 
-SAMPLE = entries(
-    masquerade_from="10.2.0.0/24 10.5.0.1/32",
-    no_masquerade_to="10.2.0.0/24 10.2.1.0/24 10.4.0.1/32",
-    forward_accept_from="10.2.0.0/24",
-    forward_accept_to="10.2.0.0/24",
-    ipip_accept_from="10.1.0.10/32",
-)
-ALL = policy(guard=True, forward=True)
-SETS = [True, False]
-
-
-def saved(host: Namespace) -> list[str]:
-    """Every rule, chain and counter of every table, without the comments that have the time."""
-    lines = [line for p in PROGRAMS["legacy"] for line in host.run(f"{p}-save", "-c").splitlines()]
-    return [line for line in lines if not line.startswith("#")]
-
-
-def foreign(host: Namespace) -> list[str]:
-    return [line for line in saved(host) if "KILO-" not in line and '"Kilo: ' not in line]
+saved, foreign = partial(samples.saved, kind="legacy"), partial(samples.foreign, kind="legacy")
 
 
 def ours(host: Namespace) -> list[str]:

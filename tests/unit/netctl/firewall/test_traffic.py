@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from kilo.netctl.firewall.choice import Kind
@@ -23,24 +21,12 @@ from tests.unit.netctl.firewall.hosts import (
     Hosts,
     entries,
     errors,
-    hosts,
     ipip_arrives,
     policy,
     source_seen,
     sources_seen,
 )
-
-SAMPLE = entries(
-    masquerade_from="10.2.0.0/24 2001:db8:2::/64",
-    no_masquerade_to="10.2.0.0/24 10.2.1.0/24 2001:db8:2::/64 2001:db8:3::/64",
-)
-
-
-@pytest.fixture
-def wired() -> Iterator[Hosts]:
-    with hosts() as made:
-        yield made
-
+from tests.unit.netctl.firewall.samples import OF_BOTH_FAMILIES as SAMPLE
 
 KINDS: dict[str, tuple[Kind, bool]] = {
     "legacy": ("legacy", True),

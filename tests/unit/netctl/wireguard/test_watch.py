@@ -18,6 +18,13 @@ from tests.unit.netctl.plans import key
 IDLE = PeerState(frozenset({"10.2.1.0/24"}), ("198.51.100.1", 51820), 25)
 
 
+def told(handshake: int = 0, received: int = 0, sent: int = 0) -> WireGuardPeerState:
+    """The first peer, with endpoint and networks of IDLE, as the bus has it."""
+    return WireGuardPeerState(
+        key(1), "198.51.100.1", 51820, handshake, received, sent, allowed_ips=("10.2.1.0/24",)
+    )
+
+
 @pytest.fixture
 def publisher(tmp_path: Path) -> Iterator[Publisher[WireGuardPeerState]]:
     with contextlib.closing(Loop()) as loop:
@@ -29,20 +36,27 @@ def test_counts_are_told_now_and_then_and_what_matters_at_once(
 ) -> None:
     states = PeerStates(publisher)
     states.publish({key(1): IDLE, key(2): IDLE}, 0)
-    assert publisher.state[key(1)] == WireGuardPeerState(key(1), "198.51.100.1", 51820)
+    assert publisher.state[key(1)] == told()
     busy = IDLE._replace(received_bytes=5, sent_bytes=6)
     states.publish({key(1): busy, key(2): IDLE}, 5)
     assert publisher.state[key(1)].received_bytes == 0
     met = busy._replace(last_handshake=1_700_000_000)
     states.publish({key(1): met, key(2): IDLE._replace(endpoint=("198.51.100.9", 9))}, 10)
     assert publisher.state == {
-        key(1): WireGuardPeerState(key(1), "198.51.100.1", 51820, 1_700_000_000, 5, 6),
-        key(2): WireGuardPeerState(key(2), "198.51.100.9", 9),
+        key(1): told(1_700_000_000, 5, 6),
+        key(2): WireGuardPeerState(key(2), "198.51.100.9", 9, allowed_ips=("10.2.1.0/24",)),
     }
     states.publish({key(1): met._replace(sent_bytes=99)}, COUNTS_PERIOD)
-    assert publisher.state == {
-        key(1): WireGuardPeerState(key(1), "198.51.100.1", 51820, 1_700_000_000, 5, 99)
-    }
+    assert publisher.state == {key(1): told(1_700_000_000, 5, 99)}
+
+
+def test_allowed_ips_are_told_in_order_and_at_once(publisher: Publisher[WireGuardPeerState]) -> None:
+    """Whose a network is, a planner that has just started may have to ask."""
+    states = PeerStates(publisher)
+    states.publish({key(1): IDLE}, 0)
+    networks = frozenset({"10.2.9.0/24", "10.2.1.0/24", "10.0.0.1/32"})
+    states.publish({key(1): IDLE._replace(allowed_ips=networks)}, 5)
+    assert publisher.state[key(1)].allowed_ips == ("10.0.0.1/32", "10.2.1.0/24", "10.2.9.0/24")
 
 
 def test_an_empty_device_is_told_too_and_no_change_is_not(publisher: Publisher[WireGuardPeerState]) -> None:
