@@ -50,24 +50,37 @@ _CREDENTIALS = struct.Struct("=3i")
 
 
 class User:
-    """What the connections of one user have together."""
+    """Who is connected, as the kernel tells it, and what all connections of his have together.
 
-    __slots__ = ("connections", "queued")
+    User 0 is several: netctl and cni, which are told apart by the groups of workers that they are in.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("connections", "groups", "queued", "uid")
+
+    def __init__(self, uid: int, groups: frozenset[int]) -> None:
+        self.uid = uid
+        self.groups = groups
         self.connections = 0
         self.queued = 0
+
+    def may_be(self, worker: str) -> bool:
+        """Whether it is the worker, or root, or of the same user as this process.
+
+        Root is in groups of no worker, or in this one's too. Where workers have no users or groups of their
+        own, all may be any.
+        """
+        if self.uid == 0:
+            return not self.groups or IDS[worker] in self.groups
+        return self.uid in (IDS[worker], os.geteuid())
 
 
 class Reader:
     """One connection. ``wanted``: topics it asked for; ``given``: those of which it was sent the whole."""
 
-    __slots__ = ("caller", "given", "groups", "queue", "said", "since", "socket", "uid", "user", "wanted")
+    __slots__ = ("caller", "given", "queue", "said", "since", "socket", "user", "wanted")
 
-    def __init__(self, connection: socket.socket, uid: int, user: User) -> None:
-        self.groups = groups_of(connection)
+    def __init__(self, connection: socket.socket, user: User) -> None:
         self.socket = connection
-        self.uid = uid
         self.user = user
         self.caller = Caller()
         self.queue: deque[memoryview] = deque()
@@ -75,16 +88,6 @@ class Reader:
         self.given: set[bytes] = set()
         self.said = 0
         self.since = 0.0
-
-    def may_be(self, worker: str) -> bool:
-        """Whether it is the worker, or root, or of the same user as this process.
-
-        User 0 is also other workers that are the owner of root's files: those are in groups of workers,
-        and not in this one's. Where workers have no users or groups of their own, all may be any.
-        """
-        if self.uid == 0:
-            return not self.groups & _OF_WORKERS or IDS[worker] in self.groups
-        return self.uid in (IDS[worker], os.geteuid())
 
 
 class Door:
@@ -103,7 +106,7 @@ class Door:
         self._worker = worker
         self._on_wanted = on_wanted
         self._readers: dict[int, Reader] = {}
-        self._users: dict[int, User] = {}
+        self._users: dict[tuple[int, frozenset[int]], User] = {}
         self._accepted = 0
         self._since = 0.0
         self._lock = self._prepare()
@@ -230,8 +233,8 @@ class Door:
 
     def _admit(self, connection: socket.socket) -> None:
         found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        uid = int(_CREDENTIALS.unpack(found)[1])
-        user = self._users.setdefault(uid, User())
+        who = int(_CREDENTIALS.unpack(found)[1]), groups_of(connection) & _OF_WORKERS
+        user = self._users.setdefault(who, User(*who))
         if user.connections >= MOST_CONNECTIONS:
             self.refused += 1
             connection.close()
@@ -240,7 +243,7 @@ class Door:
         connection.send(GREETING)
         self._epoll.register(connection, select.EPOLLIN)
         user.connections += 1
-        self._readers[connection.fileno()] = Reader(connection, uid, user)
+        self._readers[connection.fileno()] = Reader(connection, user)
 
     def _drop(self, reader: Reader) -> None:
         del self._readers[reader.socket.fileno()]
@@ -251,7 +254,7 @@ class Door:
         user.connections -= 1
         user.queued -= sum(map(len, reader.queue))
         if not user.connections:
-            del self._users[reader.uid]
+            del self._users[user.uid, user.groups]
 
     def _read(self, reader: Reader) -> None:
         """Raises OSError where there is nobody any more, ProtocolError for who is to be cut off."""

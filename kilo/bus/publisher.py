@@ -124,7 +124,7 @@ class Publisher(Generic[T]):
         if not readers:
             return []
         confidant = self.topic.confidant
-        told = [reader for reader in readers if not confidant or reader.may_be(confidant)]
+        told = [reader for reader in readers if not confidant or reader.user.may_be(confidant)]
         done = self._door.send(self._name, encode(frame), told) if told else []
         if len(told) < len(readers):
             others = [reader for reader in readers if reader not in told]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kilo.bus import CLUSTER, PLAN, Change, Loop, Subscription, Topic
+from kilo.bus.door import MOST_CONNECTIONS
 from kilo.bus.publisher import Outlet
 from kilo.bus.zmtp import GREETING
 from kilo.model.keys import PresharedKey
@@ -142,7 +143,7 @@ def test_who_is_not_told_knows_that_there_is_one(
     loop: Loop, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is no key: one that were to use it would fail, and not go without."""
-    monkeypatch.setattr("kilo.bus.door.Reader.may_be", lambda reader, worker: False)
+    monkeypatch.setattr("kilo.bus.door.User.may_be", lambda user, worker: False)
     plan = Outlet(loop, str(run_dir), "mesh").publish(PLAN)
     plan.put(PLANNED.key, PLANNED)
     plan.flush()
@@ -160,3 +161,28 @@ def follow(loop: Loop, run_dir: Path, topic: Topic[PlanItem]) -> Subscription[Pl
         loop.run_for(0.02)
     assert changes
     return follower
+
+
+def test_cni_cannot_take_the_connections_that_netctl_may_have(loop: Loop, run_dir: Path) -> None:
+    """Both are user 0."""
+    plan = Outlet(loop, str(run_dir), "mesh").publish(PLAN)
+    plan.put(PLANNED.key, PLANNED)
+    plan.flush()
+    path = opened(run_dir / "mesh")
+    r, w = os.pipe()
+    crowd = os.fork()
+    if not crowd:
+        with suppress(BaseException):
+            os.close(w)
+            os.setgroups(sorted(groups_of("cni")))
+            kept = [socket.socket(socket.AF_UNIX) for _ in range(2 * MOST_CONNECTIONS)]
+            for caller in kept:
+                caller.connect(str(path))
+            os.read(r, 1)
+        os._exit(0)
+    loop.run_for(0.5)
+    assert heard(path, b"plan", 0, groups_of("cni"), loop) == b"", "it has all that it may have"
+    assert KEY.encode() in heard(path, b"plan", 0, groups_of("netctl"), loop)
+    os.close(r)
+    os.close(w)
+    os.waitpid(crowd, 0)

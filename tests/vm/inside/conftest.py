@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.mesh import Mesh
+from tests.unit.netctl.conftest import wired as wired
 from tests.unit.netctl.hosts import Host
 from tests.vm.inside.places import complaints
 
