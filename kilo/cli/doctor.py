@@ -7,8 +7,8 @@ from itertools import chain
 
 import msgspec
 
+from kilo.cli.heard import Heard
 from kilo.cli.running import as_it_runs
-from kilo.cli.status import Heard
 from kilo.config import Config
 from kilo.doctor import agent, api, host
 from kilo.doctor.finding import Finding

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.observe import all_know, allowed_by_key, leads, no_ping_lost, peer_for
 from tests.lab.dataplane import routes
 from tests.lab.host import Host, wait_until
-from tests.lab.mesh import LOCATION_LABEL, Mesh, NodeSpec
+from tests.lab.mesh import LOCATION_LABEL, Member, Mesh, NodeSpec
 from tests.lab.ping import open_socket, reachable
 
 pytestmark = pytest.mark.e2e
@@ -63,6 +65,22 @@ def test_one_host_of_a_location_leads(mesh: Mesh) -> None:
         "a host that does not lead goes through the one that does"
     )
     assert routes(leader.host)[mesh["cleo"].pod_cidr] == "kilo0"
+
+
+def test_kg_status_names_the_leader_and_the_peers(mesh: Mesh) -> None:
+    leader, other = sorted((mesh["ada"], mesh["bob"]), key=leads, reverse=True)
+
+    def told(member: Member) -> Any:
+        return json.loads(member.agent.ask("status", "-o", "json"))
+
+    assert told(leader)["plan"]["leads"] == told(other)["plan"]["leads"] == leader.name
+    assert {peer["name"] for peer in told(leader)["wireguard"]} == {"cleo", "dan"}
+    assert told(other)["wireguard"] == []
+
+    def shaken() -> bool:
+        return all(peer["last_handshake"] for peer in told(leader)["wireguard"])
+
+    wait_until(shaken, 10, "the handshakes that there were are told")
 
 
 def test_a_node_joins_and_leaves(mesh: Mesh) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kilo.bus import PLAN, PROBLEMS, WIREGUARD, WORKERS, Loop, Publisher, state_of
+from kilo.bus import PLAN, PROBLEMS, TOPOLOGY, WIREGUARD, WORKERS, Loop, Publisher, state_of
 from kilo.bus.publisher import Outlet
 from kilo.model.host import Failure, WireGuardPeerState, WorkerState
 from kilo.model.keys import PresharedKey
 from kilo.model.node import Problem
 from kilo.model.plan import PlannedPeer, Summary
+from kilo.model.topology import PeerView, Segment
 from tests.feeding import eventually
 
 KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
@@ -46,6 +47,10 @@ class Workers:
             self.plan = self.outlets["mesh"].publish(PLAN)
             self.plan.put("summary", Summary(7, "location:a", True, 4, 1, 3))
             self.plan.flush()
+            self.topology = self.outlets["mesh"].publish(TOPOLOGY)
+            self.topology.put("segment/location:a", Segment("location:a", ("n0", "n1"), (), (), 1, "", ""))
+            self.topology.put("peer/laptop", PeerView("laptop", KEY))
+            self.topology.flush()
         self.problems = self.outlets["watcher"].publish(PROBLEMS)
         self.problems.flush()
         self.peers = self.outlets["netctl"].publish(WIREGUARD)
@@ -189,6 +194,7 @@ def test_status_as_json_has_all_that_the_text_has(workers: Workers, tmp_path: Pa
     state = WorkerState(
         "netctl", 1000, now - 60, "ready", 1, failing=failing, errors={"apply": 2}, resident_bytes=5 << 20
     )
+    state.gauges.update(repairs_total=3.0, unapplied_since=now - 300.0)
     workers.states["netctl"].put("state", state)
     workers.states["netctl"].flush()
     workers.problems.put("x", Problem("node", "n2", "endpoint", "malformed", now - 10))
@@ -215,11 +221,15 @@ def test_status_as_json_has_all_that_the_text_has(workers: Workers, tmp_path: Pa
         "applied": None,
         "location": "location:a",
         "leader": True,
+        "leads": "n1",
         "nodes": 4,
         "segments": 3,
         "peers": 1,
     }
-    assert told["wireguard"] == {"peers": 1, "recent": 1, "never": 0}
+    (peer,) = told["wireguard"]
+    assert now - 5 <= peer.pop("last_handshake") <= now + 60
+    assert peer == {"name": "laptop", "public_key": KEY, "endpoint": "", "received_bytes": 0, "sent_bytes": 0}
+    assert told["kernel"] == {"repairs": 3, "cni_repairs": None, "drift_since": now - 300, "fights": 0}
     assert told["problems"] == [
         {"kind": "node", "name": "n2", "field": "endpoint", "reason": "malformed", "since": now - 10}
     ]
@@ -273,13 +283,13 @@ def test_tail_prints_state_and_changes_and_no_secret(workers: Workers, tmp_path:
         assert process.stdout is not None
         deadline = threading.Timer(20, process.kill)
         deadline.start()
-        lines = [json.loads(process.stdout.readline()) for _ in range(2)]
+        lines = [json.loads(process.stdout.readline()) for _ in range(3)]
         deadline.cancel()
         process.terminate()
         assert process.wait(10) == 0
     by_topic = {line["topic"]: line for line in lines}
     assert by_topic["plan"]["upserts"][peer.key]["preshared_key"] == "***"
-    assert "mesh.state" in by_topic
+    assert by_topic.keys() == {"plan", "mesh.state", "topology"}
     assert SECRET not in json.dumps(lines)
 
 

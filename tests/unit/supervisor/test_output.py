@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from kilo.bus import WORKERS
-from kilo.cli.status import look
+from kilo.cli.heard import look
 from kilo.config import Config
 from tests.unit.supervisor.agents import CLEAN, Agent, wait
 

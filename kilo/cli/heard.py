@@ -1,0 +1,282 @@
+"""What the bus and the parent say about this node: listened to once, for ``kg status`` and ``kg doctor``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import msgspec
+
+from kilo.bus import PLAN, PROBLEMS, TOPOLOGY, WIREGUARD, WORKERS, Change, Loop, Subscription, state_of
+from kilo.config import Config
+from kilo.errors import KiloError, TemporaryError
+from kilo.model.host import Failure, Sandbox, WorkerState
+from kilo.model.node import Endpoint, Problem
+from kilo.model.plan import Summary
+from kilo.model.readiness import APPLIED, SINCE, WAITING_FOR, WorkerView, not_ready
+from kilo.model.topology import PeerView, Segment
+from kilo.sandbox.profiles import join_groups
+from kilo.supervisor.control import Reply, Request, WorkerStatus, ask
+
+LISTEN_FOR = 1.5
+"""Seconds that status listens at most; a heartbeat comes every second."""
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker, from the parent's view where there is one, else from its own; None is not known.
+
+    ``state``: down, starting, ready or stopping, or ``not heard``. ``failing``: by what does not work.
+    """
+
+    worker: str
+    state: str
+    pid: int | None = None
+    uptime_seconds: float | None = None
+    restarts: int | None = None
+    memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    last_error: str = ""
+    waiting_for: str = ""
+    failing: dict[str, Failure] = {}
+    errors: dict[str, int] = {}
+    sandbox: Sandbox | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """``applied``: the generation that the kernel has, None if that is not known. ``leader``: whether this
+    node is the location's, ``leads``: which one is. All else is None while mesh is not heard."""
+
+    generation: int | None = None
+    applied: int | None = None
+    location: str | None = None
+    leader: bool | None = None
+    leads: str | None = None
+    nodes: int | None = None
+    segments: int | None = None
+    peers: int | None = None
+
+
+class WireGuardPeer(msgspec.Struct, frozen=True):
+    """One peer of the device: who it is, as mesh says, "" if it does not; ``last_handshake``: Unix s, 0 for
+    never."""
+
+    name: str
+    public_key: str
+    endpoint: str
+    last_handshake: int
+    received_bytes: int
+    sent_bytes: int
+
+
+class Kernel(msgspec.Struct, frozen=True):
+    """How the kernel is beside the plan, by netctl's word. ``drift_since``: Unix s since when something is
+    not as planned, 0 if all is. ``repairs``: what was mended since netctl started, None while it is not
+    heard; ``cni_repairs``: the same of the CNI configuration. ``fights``: what somebody keeps undoing."""
+
+    repairs: int | None = None
+    cni_repairs: int | None = None
+    drift_since: float = 0.0
+    fights: int = 0
+
+
+class Status(msgspec.Struct, frozen=True):
+    """All that ``kg status`` says. ``reasons``: why the node is not healthy; empty if it is.
+
+    ``problems``: who takes no part in the mesh, or only in part. Times are in Unix seconds.
+    """
+
+    node: str
+    running: bool
+    healthy: bool
+    reasons: list[str]
+    note: str
+    workers: list[Worker] = []
+    plan: Plan | None = None
+    firewall: str = ""
+    kernel: Kernel = Kernel()
+    wireguard: list[WireGuardPeer] = []
+    problems: list[Problem] = []
+
+
+def look(config: Config) -> Status:
+    """Listen to the bus and ask the parent."""
+    join_groups()
+    heard = Heard(config.run_dir, config.cni)
+    parent: Reply | None = None
+    note = refused = ""
+    try:
+        parent = ask(config.run_dir, Request("status"))
+    except TemporaryError:
+        note = "no parent; each worker runs alone"
+    except KiloError as e:
+        note = refused = str(e)
+    if not heard.states and parent is None:
+        directory = config.run_dir
+        note = refused or f"kg does not run here: nothing answers in {directory}"
+        if os.path.exists(directory) and not os.access(directory, os.R_OK | os.X_OK):
+            note = f"no right to look at {directory}; only root may"
+        return Status(config.hostname, running=False, healthy=False, reasons=[note], note=note)
+    reasons = heard.reasons()
+    return Status(
+        config.hostname,
+        running=True,
+        healthy=not reasons,
+        reasons=reasons,
+        note=note,
+        workers=heard.workers(parent),
+        plan=heard.planned(),
+        firewall=heard.firewall(),
+        kernel=heard.kernel(),
+        wireguard=heard.wireguard(),
+        problems=sorted(heard.problems.values(), key=lambda p: (p.kind, p.name, p.field)),
+    )
+
+
+class Heard:
+    """What the bus says: listens until all workers were heard, or for LISTEN_FOR seconds.
+
+    Without ``cni`` the worker of that name may be missing.
+    """
+
+    def __init__(self, run_dir: str, cni: bool) -> None:
+        self.states: dict[str, WorkerState] = {}
+        self._cni = cni
+        self._awaited = [name for name in WORKERS if cni or name != "cni"]
+        self._loop = Loop()
+        wanted = (PLAN, PROBLEMS, WIREGUARD, TOPOLOGY)
+        followed: list[Subscription[Any]] = []
+        followed.extend(Subscription(self._loop, run_dir, topic, self._look) for topic in wanted)
+        self._followed = followed
+        for worker in WORKERS:
+            Subscription(self._loop, run_dir, state_of(worker), self._on_state)
+        self._loop.run_for(LISTEN_FOR)
+        self._loop.close()
+        self._plan, self.problems, self.peers, self._topology = (s.state for s in followed)
+
+    def _look(self, _: Change[Any]) -> None:
+        if all(name in self.states for name in self._awaited) and all(s.complete for s in self._followed):
+            self._loop.stop()
+
+    def _on_state(self, change: Change[WorkerState]) -> None:
+        self.states.update({s.worker: s for s in change.upserts.values()})
+        self._look(change)
+
+    def reasons(self) -> list[str]:
+        """Why the node is not healthy, who is not ready and what else does not work; empty if it is."""
+        views = {name: WorkerView(name, self.states.get(name)) for name in WORKERS}
+        lines = [f"{name}: {why}" for name, why in not_ready(views, time.time(), self._cni).items()]
+        for name, state in self.states.items():
+            failing = state.failing.items()
+            lines += [f"{name}: {key}: {f.message} (for {ago(f.since)})" for key, f in failing]
+        return lines
+
+    def planned(self) -> Plan | None:
+        summary, netctl = self._plan.get("summary"), self.states.get("netctl")
+        gauge = netctl.gauges.get(APPLIED) if netctl else None
+        applied = None if gauge is None else int(gauge)
+        if not isinstance(summary, Summary):
+            return Plan(applied=applied) if "mesh" not in self.states else None
+        return Plan(
+            generation=summary.generation,
+            applied=applied,
+            location=summary.location,
+            leader=summary.leader,
+            leads=self._leader_of(summary.location),
+            nodes=summary.nodes,
+            segments=summary.segments,
+            peers=summary.peers,
+        )
+
+    def _leader_of(self, location: str) -> str | None:
+        for item in self._topology.values():
+            if isinstance(item, Segment) and item.location == location:
+                return item.hostnames[item.leader]
+        return None
+
+    def firewall(self) -> str:
+        netctl = self.states.get("netctl")
+        return netctl.info.get("firewall", "") if netctl else ""
+
+    def kernel(self) -> Kernel:
+        netctl, cni = self.states.get("netctl"), self.states.get("cni")
+        if netctl is None:
+            return Kernel(cni_repairs=_gauge(cni, "cni_repairs_total"))
+        return Kernel(
+            repairs=_gauge(netctl, "repairs_total"),
+            cni_repairs=_gauge(cni, "cni_repairs_total"),
+            drift_since=netctl.gauges.get(SINCE, 0.0),
+            fights=_gauge(netctl, "fights") or 0,
+        )
+
+    def wireguard(self) -> list[WireGuardPeer]:
+        """The device's peers: those that were silent for longest come first."""
+        names = {}
+        for item in self._topology.values():
+            if isinstance(item, Segment):
+                names[item.key] = item.hostnames[item.leader]
+            elif isinstance(item, PeerView):
+                names[item.public_key] = item.name
+        return [
+            WireGuardPeer(
+                names.get(peer.public_key, ""),
+                peer.public_key,
+                str(Endpoint(peer.endpoint_ip, peer.endpoint_port)) if peer.endpoint_ip else "",
+                peer.last_handshake,
+                peer.received_bytes,
+                peer.sent_bytes,
+            )
+            for peer in sorted(self.peers.values(), key=lambda p: (p.last_handshake, p.public_key))
+        ]
+
+    def workers(self, parent: Reply | None) -> list[Worker]:
+        known = {w.worker: w for w in parent.workers} if parent else {}
+        shown = [name for name in WORKERS if name in self._awaited or name in self.states]
+        return [_worker(name, self.states.get(name), known.get(name)) for name in shown]
+
+
+def _worker(name: str, state: WorkerState | None, seen: WorkerStatus | None) -> Worker:
+    line = Worker(name, "not heard")
+    if state is not None:
+        line = Worker(
+            name,
+            state.phase,
+            pid=state.pid,
+            uptime_seconds=round(max(0.0, time.time() - state.started), 1),
+            memory_bytes=state.resident_bytes,
+            cpu_seconds=round(state.cpu_seconds, 3),
+            waiting_for=state.info.get(WAITING_FOR, ""),
+            failing=state.failing,
+            errors=state.errors,
+            sandbox=state.sandbox,
+        )
+    if seen is None:
+        return line
+    return msgspec.structs.replace(
+        line,
+        state=seen.state,
+        pid=seen.pid or None,
+        uptime_seconds=seen.uptime,
+        restarts=seen.restarts,
+        last_error=seen.last_error,
+    )
+
+
+def _gauge(state: WorkerState | None, name: str) -> int | None:
+    value = state.gauges.get(name) if state else None
+    return None if value is None else int(value)
+
+
+def ago(since: float) -> str:
+    """How long ago ``since`` (Unix s) was."""
+    return span(time.time() - since)
+
+
+def span(seconds: float) -> str:
+    """A length of time for a person."""
+    seconds = max(0, int(seconds))
+    if seconds < 120:
+        return f"{seconds}s"
+    if seconds < 7200:
+        return f"{seconds // 60}m"
+    return f"{seconds // 3600}h" if seconds < 172800 else f"{seconds // 86400}d"
