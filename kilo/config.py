@@ -401,6 +401,12 @@ def load(texts: Mapping[str, Sequence[str]], environment: Mapping[str, str] | No
     return Config(**values)
 
 
+def given(texts: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """The fields of the Config that a command line, split into ``texts``, or the environment gives."""
+    named = {name for name, text in os.environ.items() if not is_service_link(name, text)}
+    return frozenset(flag.field for flag in FLAGS if flag.name in texts or flag.variable in named)
+
+
 def differing(config: Config) -> dict[str, Any]:
     """The fields that are not the defaults, but for a URL with a password in it."""
     usual = msgspec.structs.asdict(Config())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from kilo.bus import PLAN, Change, Loop, Subscription, state_of
+from kilo.cli.planinput import Cluster, Request
+from kilo.cli.running import as_it_runs
 from kilo.config import Config, settings_of
 from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.mesh.owners import Known
@@ -23,9 +24,6 @@ from kilo.model.host import WorkerState
 from kilo.model.plan import PlanItem
 from kilo.netctl.diff import Found, Rehearsal, may_look
 from kilo.sandbox.profiles import join_groups
-
-if TYPE_CHECKING:
-    from kilo.cli.plan import Cluster, Request
 
 SAME, DIFFERENT, UNUSABLE, NO_PLAN, UNKNOWN = range(5)
 PATIENCE = 3.0
@@ -41,6 +39,7 @@ def main(request: Request, cluster: Cluster | None) -> int:
     config, says = request.config, list[str]()
     items: Mapping[str, PlanItem] | None = None
     if cluster is None:
+        config, _ = as_it_runs(config, request.given)
         heard = Heard(config.run_dir)
         items = heard.plan
         if items is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from kilo import __version__
 from kilo.cli.environment import misspelt
 from kilo.cli.help import COMMANDS, general, of_command
-from kilo.config import FLAGS, Config, Flag, FlagError, choice, load, split, value_of
+from kilo.config import FLAGS, Config, Flag, FlagError, choice, given, load, split, value_of
 from kilo.log import complain, own_outputs
 from kilo.model.workers import CLEANERS, WORKERS
 
@@ -73,11 +73,6 @@ def dispatch(arguments: list[str]) -> int:
         return run("kilo.cli.operate", command, config, words)
     hold_signals()
     return run("kilo.supervisor.parent", config)
-
-
-def given(texts: Mapping[str, Sequence[str]]) -> set[str]:
-    """The fields of the Config that the command line or the environment gives."""
-    return {flag.field for flag in FLAGS if flag.name in texts or flag.variable in os.environ}
 
 
 def tell(arguments: list[str]) -> int:

@@ -28,7 +28,7 @@ def mesh(logs: Path) -> Iterator[Mesh]:
 
 
 def diff(member: Member, *flags: str) -> dict[str, list[Any]]:
-    said = member.agent.ask("plan", "--diff", "-o=json", f"--hostname={member.name}", *FLAGS, *flags)
+    said = member.agent.ask("plan", "--diff", "-o=json", *flags)  # the rest it has from the agent
     told: dict[str, list[Any]] = json.loads(said)
     return told
 

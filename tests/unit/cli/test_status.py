@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from kilo.cli.heard import Kernel, Plan, Status, WireGuardPeer
 from kilo.cli.status import MOST_PEERS, size, text_of
 
-NOW = int(time.time())
 WELL = Kernel(repairs=0)
 PLAN = Plan(
     generation=7, applied=7, location="location:x", leader=False, leads="n2", nodes=3, segments=2, peers=1
@@ -29,18 +29,18 @@ def test_who_leads_is_named() -> None:
 
 
 def test_peers_have_the_age_of_their_last_handshake() -> None:
-    lines = text(wireguard=[peer("", 0), peer("b", NOW - 60, 3 << 20)]).splitlines()
+    lines = text(wireguard=[peer("", 0), peer("b", int(time.time()) - 60, 3 << 20)]).splitlines()
     assert "2 WireGuard peers: 1 with a handshake in the last 3 minutes, 1 that never had one" in "\n".join(
         lines
     )
     assert lines[-2].split() == ["key", "of", "203.0.113.1:51820", "never", "0", "B", "2.0", "KiB"]
     assert lines[-1].split()[:2] == ["b", "203.0.113.1:51820"]
-    assert "60s ago" in lines[-1] or "61s ago" in lines[-1]
+    assert re.search(r" 6\ds ago ", lines[-1])
     assert "3.0 MiB" in lines[-1]
 
 
 def test_of_many_those_that_were_silent_for_longest_are_named() -> None:
-    peers = [peer(f"p{n}", NOW - 9000 + n) for n in range(MOST_PEERS + 5)]
+    peers = [peer(f"p{n}", 1_000_000 + n) for n in range(MOST_PEERS + 5)]
     lines = text(wireguard=peers).splitlines()
     assert lines[-1] == "and 5 with later handshakes; kg status -o json names all"
     assert lines[-2].startswith(f"p{MOST_PEERS - 1} ")
