@@ -14,7 +14,7 @@ from kilo.errors import KiloError, TemporaryError
 from kilo.model.host import Failure, Sandbox, WorkerState
 from kilo.model.node import Endpoint, Problem
 from kilo.model.plan import Summary
-from kilo.model.readiness import APPLIED, SINCE, WAITING_FOR, WorkerView, not_ready
+from kilo.model.readiness import APPLIED, PLANNED, SINCE, STALE, WAITING_FOR, WorkerView, not_ready
 from kilo.model.topology import PeerView, Segment
 from kilo.sandbox.profiles import join_groups
 from kilo.supervisor.control import Reply, Request, WorkerStatus, ask
@@ -83,7 +83,8 @@ class Kernel(msgspec.Struct, frozen=True):
 class Status(msgspec.Struct, frozen=True):
     """All that ``kg status`` says. ``reasons``: why the node is not healthy; empty if it is.
 
-    ``problems``: who takes no part in the mesh, or only in part. Times are in Unix seconds.
+    ``problems``: who takes no part in the mesh, or only in part. They and ``wireguard`` are None where the
+    bus may not be heard. Times are in Unix seconds.
     """
 
     node: str
@@ -95,8 +96,8 @@ class Status(msgspec.Struct, frozen=True):
     plan: Plan | None = None
     firewall: str = ""
     kernel: Kernel = Kernel()
-    wireguard: list[WireGuardPeer] = []
-    problems: list[Problem] = []
+    wireguard: list[WireGuardPeer] | None = None
+    problems: list[Problem] | None = None
 
 
 def look(config: Config) -> Status:
@@ -107,6 +108,8 @@ def look(config: Config) -> Status:
     note = refused = ""
     try:
         parent = ask(config.run_dir, Request("status"))
+        if heard.incomplete:
+            heard.supplement(ask(config.run_dir, Request("states")))
     except TemporaryError:
         note = "no parent; each worker runs alone"
     except KiloError as e:
@@ -118,6 +121,8 @@ def look(config: Config) -> Status:
             note = f"no right to look at {directory}; only root may"
         return Status(config.hostname, running=False, healthy=False, reasons=[note], note=note)
     reasons = heard.reasons()
+    if heard.deaf:
+        note = "only root may hear who the peers are, and who takes no part"
     return Status(
         config.hostname,
         running=True,
@@ -128,19 +133,24 @@ def look(config: Config) -> Status:
         plan=heard.planned(),
         firewall=heard.firewall(),
         kernel=heard.kernel(),
-        wireguard=heard.wireguard(),
-        problems=sorted(heard.problems.values(), key=lambda p: (p.kind, p.name, p.field)),
+        wireguard=None if heard.deaf else heard.wireguard(),
+        problems=None
+        if heard.deaf
+        else sorted(heard.problems.values(), key=lambda p: (p.kind, p.name, p.field)),
     )
 
 
 class Heard:
     """What the bus says: listens until all workers were heard, or for LISTEN_FOR seconds.
 
-    Without ``cni`` the worker of that name may be missing.
+    Without ``cni`` the worker of that name may be missing. ``deaf``: the bus may not be heard, and all that
+    is known was said by the parent.
     """
 
     def __init__(self, run_dir: str, cni: bool) -> None:
         self.states: dict[str, WorkerState] = {}
+        self.deaf = False
+        self._ages: dict[str, float] = {}
         self._cni = cni
         self._awaited = [name for name in WORKERS if cni or name != "cni"]
         self._loop = Loop()
@@ -162,9 +172,22 @@ class Heard:
         self.states.update({s.worker: s for s in change.upserts.values()})
         self._look(change)
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether a worker was not heard that should be."""
+        return any(name not in self.states for name in self._awaited)
+
+    def supplement(self, told: Reply) -> None:
+        """Take from the parent what was not heard: of a worker that hangs, or of all, where only root may
+        hear them."""
+        self.deaf = not self.states and any(age <= STALE for age in told.ages.values())
+        for name, state in told.states.items():
+            if name not in self.states:
+                self.states[name], self._ages[name] = state, told.ages.get(name, 0.0)
+
     def reasons(self) -> list[str]:
         """Why the node is not healthy, who is not ready and what else does not work; empty if it is."""
-        views = {name: WorkerView(name, self.states.get(name)) for name in WORKERS}
+        views = {name: WorkerView(name, self.states.get(name), self._ages.get(name, 0.0)) for name in WORKERS}
         lines = [f"{name}: {why}" for name, why in not_ready(views, time.time(), self._cni).items()]
         for name, state in self.states.items():
             failing = state.failing.items()
@@ -173,10 +196,11 @@ class Heard:
 
     def planned(self) -> Plan | None:
         summary, netctl = self._plan.get("summary"), self.states.get("netctl")
-        gauge = netctl.gauges.get(APPLIED) if netctl else None
-        applied = None if gauge is None else int(gauge)
+        applied = _gauge(netctl, APPLIED)
         if not isinstance(summary, Summary):
-            return Plan(applied=applied) if "mesh" not in self.states else None
+            if self.deaf:
+                return self._gauged(applied)
+            return Plan(applied=applied) if not self._hears("mesh") else None
         return Plan(
             generation=summary.generation,
             applied=applied,
@@ -186,6 +210,22 @@ class Heard:
             nodes=summary.nodes,
             segments=summary.segments,
             peers=summary.peers,
+        )
+
+    def _hears(self, name: str) -> bool:
+        return name in self.states and self._ages.get(name, 0.0) <= STALE
+
+    def _gauged(self, applied: int | None) -> Plan:
+        """As much of the plan as netctl and mesh have in their gauges."""
+        mesh, netctl = self.states.get("mesh"), self.states.get("netctl")
+        leader = _gauge(mesh, "leader")
+        return Plan(
+            generation=_gauge(netctl, PLANNED),
+            applied=applied,
+            location=mesh.info.get("segment") if mesh else None,
+            leader=None if leader is None else bool(leader),
+            nodes=_gauge(mesh, "nodes"),
+            peers=_gauge(mesh, "peers"),
         )
 
     def _leader_of(self, location: str) -> str | None:

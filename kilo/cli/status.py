@@ -52,14 +52,18 @@ def text_of(status: Status) -> str:
     lines += ["", _plan_line(status.plan)]
     if status.firewall:
         lines.append(f"firewall: {status.firewall}")
-    lines += [_kernel_line(status.kernel), "", *_peer_lines(status.wireguard)]
-    return "\n".join(map(_plain, lines + _problem_lines(status.problems)))
+    lines.append(_kernel_line(status.kernel, status.plan))
+    if status.wireguard is not None:
+        lines += ["", *_peer_lines(status.wireguard)]
+    return "\n".join(map(_plain, lines + _problem_lines(status.problems or [])))
 
 
-def _kernel_line(kernel: Kernel) -> str:
+def _kernel_line(kernel: Kernel, plan: Plan | None) -> str:
     """What was mended, and what is not as planned now."""
     if kernel.repairs is None:
         return "kernel: unknown, as netctl is not heard"
+    if plan is None or plan.applied is None:
+        return "kernel: no plan is applied yet"
     now = f"not as planned for {ago(kernel.drift_since)}" if kernel.drift_since else "as planned"
     fights = f"; {kernel.fights} things that somebody keeps undoing" if kernel.fights else ""
     cni = f", {kernel.cni_repairs} of the CNI configuration" if kernel.cni_repairs else ""
@@ -100,9 +104,10 @@ def _plan_line(plan: Plan | None) -> str:
     if plan.generation is None:
         return f"plan unknown, as mesh is not heard; applied {applied}"
     role = "leader" if plan.leader else f"led by {plan.leads}" if plan.leads else "not the leader"
+    segments = "" if plan.segments is None else f"{plan.segments} segments, "
     return (
         f"plan {plan.generation}, applied {applied}; {plan.location}, {role}; "
-        f"{plan.nodes} nodes, {plan.segments} segments, {plan.peers} peers"
+        f"{plan.nodes} nodes, {segments}{plan.peers} peers"
     )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,17 +20,20 @@ import msgspec
 from kilo.bus import Loop, Timer
 from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.log import LEVELS, Logger
+from kilo.model.host import WorkerState
 from kilo.sandbox.profiles import SUPERVISOR, join_groups
 
 MAX_REQUEST = 4096
+MOST_TOLD = 16 << 10
+"""Bytes of one worker's state: the kernel takes all of them at once."""
 MAX_CLIENTS = 16
 IDLE_LIMIT = 10.0
 RESTART_LIMIT = 60.0
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """``command``: status, flags, restart or loglevel; ``worker``: a worker's name or ``all``; ``level``: for
-    loglevel, one of LEVELS."""
+    """``command``: status, states, flags, restart or loglevel; ``worker``: a worker's name or ``all``;
+    ``level``: for loglevel, one of LEVELS."""
 
     command: str
     worker: str = ""
@@ -50,12 +53,14 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 class Reply(msgspec.Struct, omit_defaults=True):
     """``error`` is for a person; ``seconds`` is how long a restart took; ``flags``: the fields of the Config
-    that are not the defaults."""
+    that are not the defaults; ``states``: what workers said last; ``ages``: how long ago, in seconds."""
 
     error: str = ""
     workers: list[WorkerStatus] = []
     seconds: dict[str, float] = {}
     flags: dict[str, Any] = {}
+    states: dict[str, WorkerState] = {}
+    ages: dict[str, float] = {}
 
 
 class Supervised(Protocol):
@@ -65,6 +70,8 @@ class Supervised(Protocol):
     restarts: int
     last_error: str
     wanted: bool
+    state: WorkerState | None
+    heard: float
 
     @property
     def pid(self) -> int: ...
@@ -197,6 +204,8 @@ class ControlServer:
     def _serve(self, client: _Client, request: Request) -> None:
         if request.command == "status":
             self._answer(client, Reply(workers=[status_of(w) for w in self._workers.values()]))
+        elif request.command == "states":
+            self._answer(client, states_of(self._workers.values()))
         elif request.command == "flags":
             self._answer(client, Reply(flags=self._flags))
         elif request.command == "loglevel":
@@ -276,6 +285,20 @@ def status_of(worker: Supervised) -> WorkerStatus:
     """A worker's line in ``kg status``."""
     uptime = round(worker.uptime, 1)
     return WorkerStatus(worker.name, worker.pid, worker.phase, uptime, worker.restarts, worker.last_error)
+
+
+def states_of(workers: Iterable[Supervised]) -> Reply:
+    """What workers say of themselves, for those who may not hear the bus; of one that has too much to say,
+    without what fails."""
+    now = time.monotonic()
+    reply = Reply()
+    for worker in workers:
+        if (state := worker.state) is not None:
+            if len(msgspec.json.encode(state)) > MOST_TOLD:
+                state = msgspec.structs.replace(state, failing={}, errors={}, info={})
+            reply.states[worker.name] = state
+            reply.ages[worker.name] = round(now - worker.heard, 1)
+    return reply
 
 
 def _connect(connection: socket.socket, path: str) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,8 @@ import pytest
 from kilo.model.workers import WORKERS
 from kilo.sandbox.status import Status, read_status
 from tests.e2e.observe import left_over
-from tests.lab.agents import Program
-from tests.lab.host import wait_until
+from tests.lab.agents import REPOSITORY, Program
+from tests.lab.host import CommandFailed, wait_until
 from tests.lab.mesh import KUBECONFIG, Mesh, NodeSpec
 
 pytestmark = pytest.mark.e2e
@@ -28,6 +32,7 @@ GROUPS = {
     "cni": {11072, 11074},
     "health": {11071, 11072, 11073, 11074, 11075},
 }
+AGENT = (sys.executable, "-m", "kilo")
 CAPABILITIES = {"netctl": ("NET_ADMIN", "NET_RAW")}
 
 
@@ -84,6 +89,30 @@ def test_a_worker_s_directory_is_its_own(mesh: Mesh, worker: str) -> None:
 def test_the_control_socket_is_for_the_group(mesh: Mesh) -> None:
     socket = mesh["ada"].host.path("/run/kilo/control.sock").stat()
     assert (socket.st_uid, socket.st_gid, socket.st_mode & 0o777) == (11070, 12345, 0o660)
+
+
+def test_kg_status_for_the_group_is_true(mesh: Mesh) -> None:
+    """Who may not hear the bus is told what the parent heard, and not that nobody was heard."""
+    member = ["setpriv", "--reuid=1000", "--regid=12345", "--clear-groups", "env", f"PYTHONPATH={REPOSITORY}"]
+    host = mesh["ada"].host
+    shown = json.loads(host.run(*member, *AGENT, "status", "-o", "json"))
+    asked = told(mesh)
+    assert (shown["healthy"], shown["reasons"]) == (True, [])
+    assert [w["sandbox"] for w in shown["workers"]] == [w["sandbox"] for w in asked["workers"]]
+    assert shown["plan"] == {**asked["plan"], "leads": None, "segments": None}
+    assert (shown["wireguard"], shown["problems"]) == (None, None)
+    with pytest.raises(CommandFailed, match="no right to ask"):
+        host.run(*(word.replace("12345", "12346") for word in member), *AGENT, "restart", "mesh")
+
+
+def test_a_worker_that_hangs_is_said_to_since_when(mesh: Mesh) -> None:
+    mesh_worker = mesh["ada"].agent.worker("mesh")
+    os.kill(mesh_worker, signal.SIGSTOP)
+    try:
+        time.sleep(7)
+        assert re.search(r"! mesh: not heard for [6-9] s", mesh["ada"].agent.status())
+    finally:
+        os.kill(mesh_worker, signal.SIGCONT)
 
 
 def test_a_worker_that_was_killed_is_as_restricted_as_before(mesh: Mesh) -> None:
@@ -146,7 +175,6 @@ def connects(mesh: Mesh, worker: str, path: str) -> str:
     return mesh["ada"].host.run("setpriv", *who, "--inh-caps=-all", "--no-new-privs", *python).strip()
 
 
-AGENT = (sys.executable, "-m", "kilo")
 SURROUNDINGS = {
     "no right to change users": ("setpriv", "--bounding-set=-chown,-setuid,-setgid,-kill,-setpcap", *AGENT),
     "no right to pass over permissions": (
