@@ -191,7 +191,7 @@ class Heard:
         lines = [f"{name}: {why}" for name, why in not_ready(views, time.time(), self._cni).items()]
         for name, state in self.states.items():
             failing = state.failing.items()
-            lines += [f"{name}: {key}: {f.message} (for {ago(f.since)})" for key, f in failing]
+            lines += [f"{name}: {_named(key, f.message)} (for {ago(f.since)})" for key, f in failing]
         return lines
 
     def planned(self) -> Plan | None:
@@ -300,6 +300,11 @@ def _worker(name: str, state: WorkerState | None, seen: WorkerStatus | None) -> 
         restarts=seen.restarts,
         last_error=seen.last_error,
     )
+
+
+def _named(key: str, message: str) -> str:
+    """A failure, with the name of what fails, which may be in its message."""
+    return message if message.startswith(f"{key}:") else f"{key}: {message}"
 
 
 def _gauge(state: WorkerState | None, name: str) -> int | None:

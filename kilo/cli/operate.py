@@ -21,7 +21,7 @@ from kilo.holders import listener
 from kilo.log import LEVELS
 from kilo.model.host import WorkerState
 from kilo.sandbox.profiles import join_groups
-from kilo.supervisor.control import RESTART_LIMIT, Reply, Request, ask, control_path
+from kilo.supervisor.control import RESTART_LIMIT, Reply, Request, ask, has_parent
 
 NOT_RUNNING = 3
 MISSED_AFTER = 2.0
@@ -42,7 +42,7 @@ def restart(config: Config, words: list[str]) -> int:
     if not words or words[0] not in (*WORKERS, "all"):
         given = f", not {words[0]!r}" if words else ""
         raise FlagError(f"kg restart needs one of {', '.join(WORKERS)}, all{given}")
-    if words[0] != "all" and not os.path.exists(control_path(config.run_dir)):
+    if words[0] != "all" and not has_parent(config.run_dir):
         return restart_alone(config, words[0])
     return _tell(_ask(config, Request("restart", words[0])))
 
@@ -146,6 +146,7 @@ def tail(config: Config, words: list[str]) -> int:
             Subscription(loop, config.run_dir, topic, show(topic), bad)
     loop.call_later(MISSED_AFTER, miss)
     signal.signal(signal.SIGTERM, lambda n, f: loop.stop())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a script's "&" has switched off
     with contextlib.suppress(KeyboardInterrupt):
         loop.run()
     loop.close()

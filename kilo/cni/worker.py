@@ -1,26 +1,30 @@
 """The cni worker: keeps this node's pod CIDR in the CNI configuration list.
 
-Level-triggered: the file is compared with the target when the target arrives and every resync
-period, by its version first and by its content only where that differs. Nothing is written before
+Level-triggered: the file is compared with the target when the target arrives and every two
+seconds, by its version first and by its content only where that differs. Nothing is written before
 the target is known, and nothing is undone at the end: pods outlive the agent.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from kilo.bus import CNI, Change, Subscription
 from kilo.cni import conflist, files
 from kilo.errors import ProtocolError, TemporaryError
 from kilo.model.plan import CniTarget
 from kilo.model.readiness import NO_PODS
-from kilo.worker import Context
+from kilo.worker import Context, until_next
 
 EVENT = "cni"
+SHADOWED = "shadowed"
+LOOK_EVERY = 2.0
 
 
 class CniWorker:
-    """See the module. Failures are ``conflist`` (the file) and ``pod-cidr`` (what the bus says)."""
+    """See the module. Failures are ``conflist`` (the file), ``shadowed`` (by whose) and ``pod-cidr`` (what
+    the bus says)."""
 
     def __init__(self, context: Context) -> None:
         self._path = context.config.cni_path
@@ -33,6 +37,7 @@ class CniWorker:
         self._kept: CniTarget | None = None
         self._seen: files.Version | None = None
         self._preferred = ""
+        self._patient_until = 0.0
         self._subscription: Subscription[CniTarget] | None = None
 
     def start(self) -> None:
@@ -46,6 +51,8 @@ class CniWorker:
             self._log.warn("container runtimes read only .conf, .conflist and .json", path=self._path)
         self._subscription = self._context.subscribe(CNI, self._on_target)
         self._context.loop.call_every(self._resync, self._check)
+        period = min(LOOK_EVERY, self._resync)
+        self._context.loop.call_every(period, self._look, first=until_next(period))
 
     def stop(self, clean_up: bool) -> None:
         """The list stays, as the Go agent leaves it: running pods and the next start need it."""
@@ -67,6 +74,11 @@ class CniWorker:
             self._remove_leftover()
         self._target, self._seen = target, None
         self._check()
+
+    def _look(self) -> None:
+        """As ``_check``, but somebody who keeps changing the list is answered once in a resync period."""
+        if time.monotonic() >= self._patient_until:
+            self._check()
 
     def _check(self) -> None:
         """Compare, and put right what differs."""
@@ -124,6 +136,7 @@ class CniWorker:
         gauges["cni_writes_total"] += 1
         if self._kept == target:
             gauges["cni_repairs_total"] += 1
+            self._patient_until = time.monotonic() + self._resync
             self._log.warn("somebody else changed the list; repaired", path=path, pod_cidr=target.pod_cidr)
         else:
             self._log.info("pod CIDR written", path=path, pod_cidr=target.pod_cidr, made=found is None)
@@ -136,14 +149,13 @@ class CniWorker:
             return
         self._preferred = first
         if not first:
-            self._report.info.pop("shadowed_by", None)
+            self._report.mend(SHADOWED)
             return
         other = os.path.join(os.path.dirname(self._path), first)
-        self._report.info["shadowed_by"] = other
-        self._log.warn(
-            "another configuration sorts first; the container runtime uses that one",
-            path=self._path,
-            used=other,
+        self._report.fail(
+            SHADOWED,
+            f"the container runtime uses {other}, which sorts before {self._path}: pods get that network",
+            EVENT,
         )
 
     def _remove_leftover(self) -> None:

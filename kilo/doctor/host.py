@@ -6,12 +6,14 @@ import contextlib
 import ipaddress
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from kilo import holders
 from kilo.config import Config
 from kilo.doctor.finding import Finding
+from kilo.netctl.foreign import routes_of_others
 
 PROC = Path("/proc")
 MODULES = Path("/lib/modules")
@@ -92,7 +94,7 @@ def port(config: Config) -> Finding:
     others = sorted({holder for holder in _holders(config.port) if "wireguard" not in holder})
     if not others:
         return Finding(name, "ok", f"no other program has UDP port {config.port}")
-    mend = "end that program, or give both --port (and open that in firewalls)"
+    mend = "end that program, or give the agent another --port (and open that in firewalls)"
     return Finding(name, "fail", f"UDP port {config.port} is taken by {', '.join(others)}", mend)
 
 
@@ -129,20 +131,14 @@ def clashes(config: Config) -> Finding:
     name = "subnet"
     subnet = ipaddress.ip_network(config.subnet)
     found = []
-    for line in _lines(PROC / "net" / "route")[1:]:
-        words = line.split()
-        network = ipaddress.ip_network(f"{_address(words[1])}/{_address(words[7])}")
-        if words[0] != config.interface and network.prefixlen and network.overlaps(subnet):
-            found.append(f"{network} on {words[0]}")
+    for route in routes_of_others(socket.AF_INET):
+        network = ipaddress.ip_network(route.dst)
+        if route.device != config.interface and network.prefixlen and network.overlaps(subnet):
+            found.append(f"{network} on {route.device}")
     if not found:
         return Finding(name, "ok", f"no other interface has a route into {subnet}")
     mend = "give all nodes another --subnet"
     return Finding(name, "warn", f"{subnet} is also reached by {', '.join(found[:3])}", mend)
-
-
-def _address(text: str) -> ipaddress.IPv4Address:
-    """As /proc/net/route has it: in hexadecimal, the last byte first."""
-    return ipaddress.IPv4Address(bytes.fromhex(text)[::-1])
 
 
 def other_agents(config: Config) -> Finding:

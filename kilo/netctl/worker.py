@@ -245,12 +245,12 @@ class NetctlWorker:
     def _resync(self) -> None:
         """Read all that there is, and compare."""
         self._host_known = False
-        self._check_forwarding()
         self._passes.reread()
         self._passes.request()
 
     def _poll(self) -> None:
-        """What the kernel sends no events for: WireGuard's peers, its key and port."""
+        """What the kernel sends no events for: WireGuard's peers, its key and port; forwarding."""
+        self._check_forwarding()
         self._claim.forget_callers()
         device = self._interface.device
         if device is None:

@@ -308,6 +308,18 @@ def _connect(connection: socket.socket, path: str) -> None:
     connection.connect(path)
 
 
+def has_parent(run_dir: str) -> bool:
+    """Whether somebody listens in ``run_dir``. A parent that was killed leaves its socket's file."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
+        try:
+            _connect(connection, control_path(run_dir))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            pass  # no right to ask it, which it will say, or too busy
+    return True
+
+
 def ask(run_dir: str, request: Request, timeout: float = 5.0) -> Reply:
     """Ask the parent that runs in ``run_dir``. Raises TemporaryError if nobody answers."""
     path = control_path(run_dir)

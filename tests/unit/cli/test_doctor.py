@@ -110,6 +110,14 @@ WRONG = [
 ]
 
 
+def test_the_mesh_s_own_routes_are_nobody_else_s(tmp_path: Path, cni: Path) -> None:
+    """A host that does not lead reaches the leaders' addresses over its own network."""
+    made = "ip link add kgt1 type bridge && ip link set kgt1 up && ip route add 10.4.0.1/32 dev kgt1"
+    assert doctor(tmp_path, before=f"{made} proto 171")["subnet"][0] == "ok"
+    verdict, said, _ = doctor(tmp_path, before=f"{made} proto static")["subnet"]
+    assert (verdict, "10.4.0.1/32 on kgt1" in said) == ("warn", True)
+
+
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: f"{wrong.check}: {wrong.found}")
 def test_one_thing_that_is_wrong(tmp_path: Path, cni: Path, wrong: Wrong) -> None:
     verdict, found, mend = doctor(tmp_path, *wrong.flags, before=wrong.before)[wrong.check]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -352,7 +353,10 @@ def test_a_level_or_worker_that_there_is_not(words: list[str], named: str, tmp_p
 
 
 def test_a_worker_without_a_parent_is_asked_to_end_and_waited_for(tmp_path: Path) -> None:
-    """Here a shell keeps it, where a kubelet would."""
+    """Here a shell keeps it, where a kubelet would. A parent that was killed has left its socket."""
+    (tmp_path / "run").mkdir()
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "run" / "control.sock"))
     keeper = 'while "$0" -m tests.unit.supervisor.toys "$1" "$2" mesh; do :; done'
     (tmp_path / "mesh").write_text("")
     command = ["sh", "-c", keeper, sys.executable, str(tmp_path / "run"), str(tmp_path)]

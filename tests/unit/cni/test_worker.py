@@ -16,7 +16,7 @@ import pytest
 
 from kilo.bus import CNI
 from kilo.cni import conflist
-from kilo.cni.worker import CniWorker
+from kilo.cni.worker import LOOK_EVERY, CniWorker
 from kilo.config import Config
 from kilo.model.host import WorkerState
 from kilo.model.plan import CniTarget
@@ -242,12 +242,43 @@ def test_other_networks_stay_and_one_that_sorts_first_is_named_once(
         other.write_text("other")
     bus.put(CNI, cni=CniTarget(CIDR, 1420))
     worker = start()
-    eventually(lambda: state(bus).info.get("shadowed_by") == str(first))
+    eventually(lambda: str(first) in shadowed(bus))
     time.sleep(3 * RESYNC)
-    assert [line["used"] for line in worker.log if line["level"] == "warn"] == [str(first)]
+    assert len([line for line in worker.log if line["level"] == "error"]) == 1
     assert first.read_text() == last.read_text() == "other"
     first.unlink()
-    eventually(lambda: "shadowed_by" not in state(bus).info)
+    eventually(lambda: not shadowed(bus))
+
+
+def test_what_somebody_does_to_the_list_is_seen_long_before_the_next_resync(
+    bus: Bus, path: Path, start: Start
+) -> None:
+    bus.put(CNI, cni=CniTarget(CIDR, 1420))
+    start(resync_period=300.0)
+    eventually(lambda: subnets(path) == [CIDR])
+    path.write_text("garbage")
+    eventually(lambda: "not JSON" in failing(bus).get("conflist", ""), what="named")
+    path.unlink()
+    eventually(lambda: subnets(path) == [CIDR], what="made again")
+    eventually(lambda: not failing(bus), what="well again")
+
+
+def test_nobody_is_fought_with(bus: Bus, path: Path, start: Start) -> None:
+    """Somebody who changes the list again and again is answered at once, and then once in a resync."""
+    bus.put(CNI, cni=CniTarget(CIDR, 1420))
+    start(resync_period=300.0)
+    eventually(lambda: subnets(path) == [CIDR])
+    theirs = path.read_text().replace(CIDR, OTHER)
+    path.write_text(theirs)
+    eventually(lambda: subnets(path) == [CIDR])
+    path.write_text(theirs)
+    time.sleep(2.5 * LOOK_EVERY)
+    assert subnets(path) == [OTHER]
+
+
+def shadowed(bus: Bus) -> str:
+    failing = state(bus).failing.get("shadowed")
+    return failing.message if failing else ""
 
 
 def test_switched_off_it_touches_nothing(bus: Bus, path: Path, start: Start) -> None:
