@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import time
 from collections import deque
@@ -128,7 +129,7 @@ class Loop:
             if not timer.active:
                 continue
             if timer.period:
-                timer.due = max(timer.due + timer.period, now)
+                timer.due += timer.period * max(1, math.ceil((now - timer.due) / timer.period))
                 self._schedule(timer)
             else:
                 timer.active = False

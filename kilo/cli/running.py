@@ -7,7 +7,7 @@ from collections.abc import Collection
 import msgspec
 
 from kilo.config import FLAGS, Config
-from kilo.errors import KiloError
+from kilo.errors import KiloError, TemporaryError
 from kilo.supervisor.control import Request, ask
 
 
@@ -17,9 +17,11 @@ def as_it_runs(config: Config, given: Collection[str]) -> tuple[Config, str]:
     Config stays what it is."""
     try:
         reply = ask(config.run_dir, Request("flags"))
+        if reply.error:
+            raise TemporaryError(reply.error)
         theirs = {name: value for name, value in reply.flags.items() if name not in given}
         merged = msgspec.convert({**msgspec.structs.asdict(config), **theirs}, Config)
     except (KiloError, msgspec.ValidationError):
-        return config, "those of this command: no parent runs here to have others"
+        return config, "those of this command: no parent runs here that tells its own"
     names = ", ".join(flag.name for flag in FLAGS if flag.field in theirs) or "none that is not the default"
     return merged, f"those of the agent that runs here: {names}"

@@ -66,7 +66,7 @@ def _give_directories(profile: Profile, uid: int) -> None:
         hand_over(profile.home, uid, profile.home_group, profile.home_mode)
     for rule in profile.rules:
         with contextlib.suppress(OSError):
-            if rule.owner and not os.listdir(rule.path):
+            if rule.owner and not set(os.listdir(rule.path)) - set(rule.ours):
                 give(rule.path, rule.owner, rule.owner, rule.directory)
 
 

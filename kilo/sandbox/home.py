@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Callable
 
+LOCK = "lock"
 MODE = 0o2750
 """Its group may look in; what is made there belongs to that group, whoever makes it."""
 
@@ -40,6 +41,10 @@ def give(
 
 
 def _clear(folder: int, uid: int) -> None:
+    """Nothing is removed while somebody lives there: he has the lock."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(LOCK, dir_fd=folder, follow_symlinks=False).st_uid != uid and _held(folder, LOCK):
+            return
     for name in os.listdir(folder):
         with contextlib.suppress(OSError):
             _remove_foreign(folder, name, uid)

@@ -19,6 +19,9 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """System calls: the numbers are the same on all architectures."""
 NEWEST = 7
 """The version whose rights are known here; a newer kernel is asked for no more."""
+PROC = "/proc/"
+"""A rule for what is in there holds for as long as the file is open: procfs makes another inode of it when
+memory was short, which no rule is for. So descriptors of these are kept, for the process's whole life."""
 _VERSION = 1
 _PATH_BENEATH, _NET_PORT = 1, 2
 _BIND_TCP, _CONNECT_TCP = 1, 2
@@ -115,7 +118,8 @@ def _allow(ruleset: int, rule: Rule, abi: int) -> None:
             beneath = struct.pack("=Qi", allowed, fd)
             libc.syscall(ADD_RULE, ruleset, _PATH_BENEATH, libc.memory_of(beneath), 0)
     finally:
-        os.close(fd)
+        if not rule.path.startswith(PROC):
+            os.close(fd)
 
 
 def _allow_ports(ruleset: int, profile: Profile) -> None:

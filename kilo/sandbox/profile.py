@@ -36,8 +36,9 @@ class Rule:
 
     ``directory`` or ``file``: the mode with which it is made, by the privileges there are before, if
     it is missing; 0: it is not made. ``owner``: the number of the user and group that a directory is
-    given to, with that mode, if there is nothing in it: what is in use stays whose it is. 0: it always
-    does. ``awaited``: the process has to be started again once the path is there.
+    given to, with that mode, if there is nothing in it but ``ours``: what others use stays whose it is. 0:
+    it always does. ``awaited``: the process has to be started again once the path is there. ``watched``:
+    also when another file or directory is put there.
     """
 
     path: str
@@ -45,7 +46,9 @@ class Rule:
     directory: int = 0
     file: int = 0
     owner: int = 0
+    ours: tuple[str, ...] = ()
     awaited: bool = False
+    watched: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Profile:
     ``ambient``: those of ``capabilities`` that programs it starts are given. ``bind`` and ``connect``: the
     TCP ports for which that is allowed, None for all. ``scope_sockets``: no connections to abstract
     sockets of processes outside; ``scope_signals``: no signals to such processes. Without ``landlock``
-    these and ``rules`` mean nothing. ``spared``: why user, groups and files stay as they are; it is then
-    said that they do.
+    these and ``rules`` mean nothing. ``named``: a file of which ``reach`` and ``rules`` were made, and what
+    it named then. ``spared``: why user, groups and files stay as they are; it is then said that they do.
     """
 
     uid: int
@@ -77,6 +80,7 @@ class Profile:
     scope_sockets: bool = True
     scope_signals: bool = True
     landlock: bool = True
+    named: tuple[str, object] | None = None
     spared: str = ""
 
 
@@ -101,7 +105,7 @@ def with_identity_as_it_is(profile: Profile) -> Profile:
 
 def without_files(profile: Profile) -> Profile:
     """As a profile, but of user, groups and files all stays as it is: capabilities and system calls go."""
-    return replace(with_identity_as_it_is(profile), rules=(), landlock=False)
+    return replace(with_identity_as_it_is(profile), rules=(), landlock=False, named=None)
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -94,9 +94,19 @@ def code() -> tuple[str, ...]:
     """
     prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     library = {os.path.dirname(os.__file__)}
-    installed = {p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")}
+    installed = {p for p in sys.path if _has_packages(p)}
     ours = {os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
     return tuple(sorted(p for p in prefixes | library | installed | ours if p != "/"))
+
+
+def _has_packages(path: str) -> bool:
+    """Whether packages were installed there: into ``site-packages``, or a directory of its own for each."""
+    if os.path.basename(path) in ("site-packages", "dist-packages"):
+        return True
+    try:
+        return path.startswith("/") and any(name.endswith(".dist-info") for name in os.listdir(path))
+    except OSError:
+        return False
 
 
 def _rules(access: Access, paths: Iterable[str]) -> tuple[Rule, ...]:
@@ -110,7 +120,8 @@ def _program(name: str, environment: Mapping[str, str]) -> tuple[Rule, ...]:
     if found:
         return _rules(_RUN, dict.fromkeys((found, os.path.realpath(found), *_LOADERS)))
     folders = dict.fromkeys(folder for folder in path.split(os.pathsep) if folder.startswith("/"))
-    return tuple(Rule(os.path.join(folder, name), _RUN, awaited=True) for folder in folders)
+    awaited = (Rule(os.path.join(folder, name), _RUN, awaited=True) for folder in folders)
+    return (*awaited, *_rules(_RUN, _LOADERS))
 
 
 def _profile(worker: str, config: Config, *, root: bool = False) -> Profile:
@@ -126,7 +137,7 @@ def _profile(worker: str, config: Config, *, root: bool = False) -> Profile:
         home_group=own,
         reach=() if root else (*code(), config.run_dir),
         rules=(
-            *_rules(_R, code()),
+            *(Rule(path, _R, watched=False) for path in code()),
             *_rules(_R, _LIBRARIES),
             *_rules(_R, _EVERYBODY),
             Rule("/dev/null", Access.READ | Access.WRITE),
@@ -177,7 +188,8 @@ def _netctl(config: Config, environment: Mapping[str, str]) -> Profile:
     common = _profile("netctl", config, root=True)
     sockets = Rule("/run/wireguard", _OWN, directory=0o755)
     if config.create_interface:
-        sockets = replace(sockets, directory=0o770, owner=IDS["netctl"])
+        own = (f"{config.interface}.sock",)
+        sockets = replace(sockets, directory=0o770, owner=IDS["netctl"], ours=own)
     lock = environment.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
     return replace(
         common,
@@ -217,6 +229,7 @@ def _watcher(config: Config, environment: Mapping[str, str]) -> Profile:
     ]
     return replace(
         common,
+        named=(config.kubeconfig, named) if config.kubeconfig else None,
         reach=(*common.reach, *files),
         rules=(
             *common.rules,

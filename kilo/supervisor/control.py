@@ -8,6 +8,7 @@ nonsense is closed and costs nobody else anything.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -149,8 +150,9 @@ class ControlServer:
         try:
             os.chown(path, SUPERVISOR, SUPERVISOR if self._group is None else self._group)
             os.chmod(path, 0o660)
-        except PermissionError:  # not root, or without CHOWN: then it is for this user alone
-            if self._group is not None:
+        except OSError as e:
+            # Not root, without CHOWN, or where that user does not exist: then it is for this user alone.
+            if self._group is not None or e.errno not in (errno.EPERM, errno.EINVAL):
                 raise
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from kilo.leash import END, GO, QUIT
 from kilo.log import Logger, complain, own_outputs
 from kilo.model.readiness import WorkerView, not_ready
 from kilo.sandbox.profiles import join_groups
+from kilo.sandbox.status import read_status
 from kilo.supervisor import child, forkserver
 from kilo.supervisor.control import ControlServer
 from kilo.supervisor.ending import Ending
@@ -43,6 +44,8 @@ TICK = 1.0
 """Seconds between two looks at what does not tell by itself that it is gone."""
 MEND_EVERY = 1.0
 """Seconds at least between two starts of the forkserver."""
+LATE = 3.0
+"""Seconds after which a look that comes late says that the host stood still, and not only the workers."""
 WAITS_AT_MOST = 5.0
 """Seconds; an exec plugin of a kubeconfig can take long."""
 
@@ -59,6 +62,7 @@ class Supervisor:
         self._notifier = Notifier(os.environ)
         self._awaited = set(WAITS_FOR)
         self._mended = float("-inf")
+        self._ticked = time.monotonic()
         join_groups()
         prepare_run_dir(config.run_dir)
         self.control = ControlServer(self.loop, config.run_dir, self.log, group_of(config.control_group))
@@ -105,6 +109,12 @@ class Supervisor:
     def _tick(self) -> None:
         if self.ending.begun:
             return
+        now = time.monotonic()
+        late, self._ticked = now - self._ticked > TICK + LATE, now
+        if late:
+            self.log.warn("this process was not running for a while; workers get their time anew")
+            for worker in self.workers.values():
+                worker.heard = now
         self._notify()
         homes = all(os.path.isdir(os.path.join(self.config.run_dir, name)) for name in WORKERS)
         if not (homes and self.control.reachable and forkserver.reachable()):
@@ -215,10 +225,27 @@ def prepare_run_dir(run_dir: str) -> None:
     """Make the directory of every worker's socket. Raises PermanentError."""
     try:
         os.makedirs(os.path.dirname(run_dir), exist_ok=True)
-        for path in (run_dir, *(os.path.join(run_dir, name) for name in WORKERS)):
-            _make_open(path)
+        _make_open(run_dir)
+        owner = os.stat(run_dir).st_uid
+        if owner not in (0, os.geteuid()):
+            raise PermanentError(f"--run-dir {run_dir} is user {owner}'s, who could speak for any worker")
+        for name in WORKERS:
+            _put_away(os.path.join(run_dir, name))
+            _make_open(os.path.join(run_dir, name))
     except OSError as e:
         raise PermanentError(f"--run-dir {run_dir}: cannot make {e.filename}: {e.strerror}") from e
+
+
+def _put_away(home: str) -> None:
+    """Rename what a worker could not live in: a link to somewhere else, and a directory of an earlier run's
+    worker, if we have not the right to give it to another."""
+    try:
+        state = os.lstat(home)
+    except FileNotFoundError:
+        return
+    foreign = state.st_uid != os.geteuid() and "CHOWN" not in read_status().permitted
+    if foreign or stat.S_ISLNK(state.st_mode):
+        os.rename(home, f"{home}.{time.time_ns()}")
 
 
 def keep_temporary_files_in(run_dir: str) -> None:

@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -187,11 +188,34 @@ def runs_a_program(place: str, changes: dict[str, Any]) -> dict[str, str]:
 
 
 def closes_descriptors(place: str) -> list[list[int]]:
-    """Those open before and after, and the one kept."""
+    """Those open before, those after, less what rules hold in /proc and the listing's; and the one kept."""
     kept, _ = os.pipe()
     before = os.listdir("/proc/self/fd")
     enter(profile(place), keep=(kept,))
-    return [sorted(map(int, before)), sorted(map(int, os.listdir("/proc/self/fd"))), [kept]]
+    after = [int(fd) for fd in os.listdir("/proc/self/fd") if not _of_proc(fd)]
+    return [sorted(map(int, before)), sorted(after), [kept]]
+
+
+def _of_proc(fd: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("/proc/")
+    except OSError:  # the listing's own
+        return True
+
+
+def keeps_its_rights_in_proc(place: str) -> list[bool]:
+    """Whether it can look at itself, before and after all that the kernel remembers of files was dropped."""
+    enter(profile(place))
+    found = []
+    for _ in range(2):
+        try:
+            with open("/proc/self/statm", "rb") as f:
+                found.append(bool(f.read()))
+        except OSError:
+            found.append(False)
+        print("looked", flush=True)
+        sys.stdin.readline()
+    return found
 
 
 def has_lost(place: str, names: list[str], uid: int) -> dict[str, Any]:

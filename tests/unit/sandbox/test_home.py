@@ -38,6 +38,15 @@ def test_what_somebody_holds_stays(tmp_path: Path) -> None:
     assert (tmp_path / "lock").stat().st_uid == 0
 
 
+def test_where_somebody_lives_his_socket_stays(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with socket.socket(socket.AF_UNIX) as bus, open(tmp_path / "lock") as lock:
+        bus.bind(str(tmp_path / "bus.sock"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        hand_over(str(tmp_path), 11072, 11072)
+    assert sorted(os.listdir(tmp_path)) == ["bus.sock", "lock"]
+
+
 def test_a_link_is_not_followed_and_nothing_is_raised(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o755)
     (tmp_path / "link").symlink_to("real")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kilo.sandbox import Access, Places, Rule
+from kilo.sandbox.kubeconfig import named_by
 
 
 @pytest.fixture
@@ -103,3 +104,32 @@ def as_nobody(folder: Path) -> Iterator[None]:
         os.setresuid(0, 0, 0)
         for each, mode in modes.items():
             each.chmod(mode)
+
+
+def test_code_that_was_replaced_and_what_is_in_proc_move_nothing(tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    places = Places([Rule(str(code), Access.READ, watched=False), Rule("/proc/self", Access.READ)])
+    assert not places
+    assert places.moved() == ""
+
+
+def test_a_program_that_may_be_started_only_later(tmp_path: Path) -> None:
+    """It was copied first, and made a program then."""
+    program = tmp_path / "wireguard-go"
+    program.touch(0o644)
+    places = Places([Rule(str(program), Access.READ | Access.EXECUTE, awaited=True)])
+    assert places.moved() == ""
+    program.chmod(0o755)
+    assert places.moved() == str(program)
+
+
+def test_a_kubeconfig_that_names_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text("users: [{name: a, user: {tokenFile: one}}]")
+    places = Places([], [], (str(path), named_by(str(path))))
+    assert places.moved() == ""
+    path.write_text("# as before\nusers: [{name: a, user: {tokenFile: one}}]")
+    assert places.moved() == ""
+    path.write_text("users: [{name: a, user: {exec: {command: get-token}}}]")
+    assert places.moved() == str(path)

@@ -97,6 +97,12 @@ def test_a_directory_on_the_path_is_not_code(monkeypatch: pytest.MonkeyPatch, tm
     assert "/" not in paths
 
 
+def test_a_directory_for_each_package_is_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "msgspec-1.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert str(tmp_path) in with_right(profile("mesh"), Access.READ)
+
+
 def test_a_kubeconfig_opens_the_directories_of_its_files(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text("users: [{name: a, user: {tokenFile: /srv/token}}]")
@@ -119,6 +125,7 @@ def test_a_program_that_is_not_there_is_awaited_where_it_may_come(tmp_path: Path
     found = profile_for("netctl", CONFIG, {"PATH": f"{tmp_path}:relative:/nowhere"})
     awaited = {rule.path for rule in found.rules if rule.awaited}
     assert awaited == {f"{tmp_path}/wireguard-go", "/nowhere/wireguard-go"}
+    assert any("ld-linux" in path for path in with_right(found, Access.EXECUTE)), "it may need the loader"
     assert not any(rule.awaited for rule in profile("netctl").rules)
 
 

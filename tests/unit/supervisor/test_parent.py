@@ -53,6 +53,22 @@ def test_a_worker_that_hangs_is_killed_and_started_again(start: Callable[..., Ag
     assert len(pids) == len(WORKERS)
 
 
+def test_when_the_host_stood_still_nobody_counts_as_hung(start: Callable[..., Agent]) -> None:
+    """All processes of a container that is paused stop at once. Heartbeats are limited to 3 s here."""
+    agent = start(hurry=True)
+    pids = agent.all_ready()
+    everybody = [agent.process.pid, *pids.values()]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(6)
+    for pid in everybody:
+        os.kill(pid, signal.SIGCONT)
+    wait(lambda: agent.logged("not running for a while"))
+    time.sleep(2)
+    assert agent.all_ready() == pids
+    assert "hung" not in agent.log
+
+
 def test_when_the_parent_is_killed_the_workers_end_without_clean_up(start: Callable[..., Agent]) -> None:
     agent = start()
     pids = agent.all_ready()

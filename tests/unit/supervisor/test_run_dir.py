@@ -49,3 +49,18 @@ def test_a_file_in_its_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "kilo" / "mesh").touch()
     with pytest.raises(PermanentError, match=r"cannot make .*/kilo/mesh: File exists"):
         prepare_run_dir(str(tmp_path / "kilo"))
+
+
+def test_another_user_s_directory_is_refused(tmp_path: Path) -> None:
+    os.chown(tmp_path, 1234, 1234)
+    with pytest.raises(PermanentError, match="is user 1234's"):
+        prepare_run_dir(str(tmp_path))
+
+
+def test_a_link_in_a_worker_s_place_is_put_away(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    run_dir = tmp_path / "kilo"
+    run_dir.mkdir()
+    (run_dir / "mesh").symlink_to(tmp_path / "elsewhere")
+    prepare_run_dir(str(run_dir))
+    assert (run_dir / "mesh").is_dir() and not (run_dir / "mesh").is_symlink()
