@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -332,6 +332,14 @@ _SERVICE_LINK = re.compile(
 _LINK = re.compile(r"(tcp|udp|sctp)://\S+")
 
 
+def meant(word: str, known: Iterable[str], before: str = "") -> str:
+    """A question whether the nearest of the ``known`` words is meant; "" if none is near."""
+    from difflib import get_close_matches  # hardly ever needed
+
+    nearest = get_close_matches(word, tuple(known), 1, 0.7)
+    return f" (is {before}{nearest[0]} meant?)" if nearest else ""
+
+
 def split(
     arguments: Sequence[str], flags: Mapping[str, Flag] = _BY_NAME
 ) -> tuple[dict[str, list[str]], list[str]]:
@@ -353,7 +361,8 @@ def split(
         name, equals, text = argument.removeprefix("-").removeprefix("-").partition("=")
         flag = flags.get(name)
         if flag is None:
-            raise FlagError(f"unknown flag {argument.partition('=')[0]}; kg --help lists the flags")
+            given = argument.partition("=")[0]
+            raise FlagError(f"unknown flag {given}{meant(name, flags, '--')}; kg --help lists the flags")
         if not equals:
             if flag.boolean:
                 text = "true"

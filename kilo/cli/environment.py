@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kilo.config import FLAGS, is_service_link
+from kilo.config import FLAGS, is_service_link, meant
 
 PREFIX = "KILO_"
 MOST_NAMED = 5
@@ -24,13 +24,10 @@ def misspelt(environment: Mapping[str, str]) -> str:
     )
     if not unknown:
         return ""
-    from difflib import get_close_matches  # hardly ever needed
-
     told = []
     for name in unknown[:MOST_NAMED]:
-        nearest = get_close_matches(name.removeprefix(PREFIX).upper(), flags, 1, 0.7)
         shown = "".join(c if c.isprintable() else "?" for c in name[:_LONGEST])
-        told.append(f"{shown} (is {PREFIX}{nearest[0]} meant?)" if nearest else shown)
+        told.append(shown + meant(name.removeprefix(PREFIX).upper(), flags, PREFIX))
     if len(unknown) > MOST_NAMED:
         told.append(f"{len(unknown) - MOST_NAMED} more")
     return f"no flag has the name of these environment variables, which are ignored: {', '.join(told)}"

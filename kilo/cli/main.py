@@ -11,7 +11,7 @@ from importlib import import_module
 from kilo import __version__
 from kilo.cli.environment import misspelt
 from kilo.cli.help import COMMANDS, general, of_command
-from kilo.config import FLAGS, Config, Flag, FlagError, choice, given, load, split, value_of
+from kilo.config import FLAGS, Config, Flag, FlagError, choice, given, load, meant, split, value_of
 from kilo.log import complain, own_outputs
 from kilo.model.workers import CLEANERS, WORKERS
 
@@ -60,7 +60,8 @@ def dispatch(arguments: list[str]) -> int:
     if command == "plan":
         raise FlagError("kg plan: the command comes before its flags")
     if command and command not in COMMANDS:
-        raise FlagError(f"unknown command {command!r}; commands: {', '.join(COMMANDS)}")
+        near = meant(command, COMMANDS, "kg ")
+        raise FlagError(f"unknown command {command!r}{near}; commands: {', '.join(COMMANDS)}")
     if command == "cleanup":
         return clean_up(config, words)
     if words and command not in ("restart", "loglevel", "tail"):

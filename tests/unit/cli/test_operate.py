@@ -77,6 +77,12 @@ def kg(run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
+def test_a_command_that_there_is_not(tmp_path: Path) -> None:
+    done = kg(tmp_path, "statsu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "unknown command 'statsu' (is kg status meant?); commands: " in done.stderr
+
+
 def test_status_of_nothing(tmp_path: Path) -> None:
     done = kg(tmp_path, "status")
     assert done.returncode == 3

@@ -286,7 +286,8 @@ def test_a_file_that_holds_no_nodes(
         (["--nodes", "x", "--at", "soon"], "--at: 'soon' is not allowed"),
         (["--nodes", "x", "--subnet", "10"], "--subnet: '10' is not allowed"),
         (["--nodes", "x", "--connect-allowed-ips", "10"], "--connect-allowed-ips: '10' is not allowed"),
-        (["--nodes", "x", "--nonsense"], "unknown flag --nonsense"),
+        (["--nodes", "x", "--nonsense"], "unknown flag --nonsense;"),
+        (["--nodes", "x", "-hostnam=x"], "unknown flag -hostnam (is --hostname meant?)"),
         (["--nodes", "x", "--private-key", "/nonexistent"], "--private-key /nonexistent: No such file"),
     ],
 )
