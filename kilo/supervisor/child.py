@@ -66,7 +66,8 @@ def give_up_privileges(config: Config, profile: Profile, keep: tuple[int, ...]) 
         profile = without_files(profile)
     result = enter(profile, keep, config.require_sandbox)
     told = shown(result.status, result.landlock, result.refused)
-    return Confined(told, Places(profile.rules, profile.reach, profile.named))
+    rules = profile.rules if result.landlock else ()  # without rules in force any path will do
+    return Confined(told, Places(rules, profile.reach, profile.named))
 
 
 def arrive(name: str) -> None:
