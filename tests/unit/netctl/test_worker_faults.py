@@ -76,7 +76,7 @@ def test_a_full_routing_table(box: Box) -> None:
         assert "10.4.0.1/16" in ip("addr"), "the rest is applied"
         assert {line["failing"] for line in worker.log if "ENOSPC" in line["msg"]} == failed.keys()
         printed = status(box)
-        assert all(f"! netctl: {name}: {name}: No space left" in printed for name in failed)
+        assert all(f"! netctl: {name}: No space left" in printed for name in failed)
         gauges = box.state().gauges
         assert "applied_generation" not in gauges and time.time() - gauges["unapplied_since"] < 10
         time.sleep(max(0.0, began + 2 - time.monotonic()))
