@@ -99,6 +99,11 @@ def shout(name: str, target: str, megabytes: str) -> int:
             try:
                 for _ in range(int(megabytes)):
                     mine.sendall(words)
+                while mine.recv(9999):
+                    pass
+                cut += 1  # after all was sent, where that was little
+            except TimeoutError:
+                pass
             except OSError:
                 cut += 1
     return cut

@@ -208,6 +208,16 @@ def _parent_killed(world: World, member: Member) -> Whole:
     return world.healthy
 
 
+def _parent_stopped(world: World, member: Member) -> Whole:
+    """It stands still for 5 s, and is then as before, with the same workers."""
+    before = [member.agent.worker(name) for name in WORKERS]
+    go_on = world.later(lambda: os.kill(member.agent.pid, signal.SIGCONT))
+    os.kill(member.agent.pid, signal.SIGSTOP)
+    time.sleep(5)
+    go_on()
+    return lambda: world.healthy() and [member.agent.worker(name) for name in WORKERS] == before
+
+
 def _all_killed(world: World, member: Member) -> Whole:
     member.agent.kill_all()
     member.agent.start()
@@ -407,6 +417,7 @@ FAULTS = (
     *[Fault(f"{w} is killed", CONTROL, 10.0, _killed(w)) for w in WORKERS],
     *[Fault(f"{w} hangs", CONTROL, 40.0, _stopped(w)) for w in WORKERS],
     Fault("the parent is killed, and kg started again", CONTROL, 15.0, _parent_killed),
+    Fault("the parent hangs for 5 s", CONTROL, 5.0, _parent_stopped),
     Fault("all of kg is killed, and started again", CONTROL, 15.0, _all_killed),
     Fault("the API server restarts", CONTROL, 45.0, _api_restarted),
     Fault("the API server hangs for 8 s", CONTROL, 60.0, _api_frozen),
