@@ -17,6 +17,7 @@ from kilo.config import Config
 from kilo.model.workers import IDS, WORKERS
 from kilo.sandbox.kubeconfig import Named, named_by
 from kilo.sandbox.profile import Access, Profile, Rule, without_files
+from kilo.sandbox.status import read_status
 
 SUPERVISOR = 11070
 """The number of a user that no process is, and of a group that the parent is in, and no worker that it gave
@@ -186,6 +187,9 @@ def _netctl(config: Config, environment: Mapping[str, str]) -> Profile:
     other workers that are user 0 do not come into it. Unless somebody else is to run wireguard-go.
     """
     common = _profile("netctl", config, root=True)
+    capabilities: tuple[str, ...] = ("NET_ADMIN", "NET_RAW")
+    if config.firewall == "nftables" and "NET_RAW" not in read_status().permitted:
+        capabilities = ("NET_ADMIN",)  # all that it needs, where no legacy tables are to be removed
     sockets = Rule("/run/wireguard", _OWN, directory=0o755)
     if config.create_interface:
         own = (f"{config.interface}.sock",)
@@ -193,7 +197,7 @@ def _netctl(config: Config, environment: Mapping[str, str]) -> Profile:
     lock = environment.get("XTABLES_LOCKFILE") or "/run/xtables.lock"
     return replace(
         common,
-        capabilities=("NET_ADMIN",) if config.firewall == "nftables" else ("NET_ADMIN", "NET_RAW"),
+        capabilities=capabilities,
         ambient=("NET_ADMIN",),
         rules=(
             *common.rules,

@@ -106,7 +106,8 @@ def test_a_run_dir_that_is_gone_is_made_again(start: Callable[..., Agent], tmp_p
     wait(
         lambda: len(agent.pids()) == len(WORKERS) and not set(agent.pids().values()) & set(before.values()), 5
     )
-    assert all((agent.run_dir / name / "bus.sock").exists() for name in WORKERS)
+    wait(lambda: all((agent.run_dir / name / "bus.sock").exists() for name in WORKERS), 5)
+    wait(lambda: len(agent.noted("netctl")) == 3, 10)
     assert agent.noted("netctl") == ["started", LEFT, "started"]
     assert agent.terminate() == 0
     assert [what for _, _, what in agent.notes][-5:] == [CLEAN] * 5
