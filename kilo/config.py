@@ -361,8 +361,8 @@ def split(
         name, equals, text = argument.removeprefix("-").removeprefix("-").partition("=")
         flag = flags.get(name)
         if flag is None:
-            given = argument.partition("=")[0]
-            raise FlagError(f"unknown flag {given}{meant(name, flags, '--')}; kg --help lists the flags")
+            word = argument.partition("=")[0]
+            raise FlagError(f"unknown flag {word}{meant(name, flags, '--')}; kg --help lists the flags")
         if not equals:
             if flag.boolean:
                 text = "true"
@@ -395,15 +395,20 @@ def is_service_link(name: str, value: str) -> bool:
     return bool(_SERVICE_LINK.fullmatch(name) or (name.endswith("_PORT") and _LINK.fullmatch(value)))
 
 
+def _variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those that may be somebody's who gives a flag."""
+    return {name: text for name, text in environment.items() if not is_service_link(name, text)}
+
+
 def load(texts: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> Config:
     """A Config of command-line texts, then ``KILO_`` variables, then defaults. Raises FlagError."""
     environment = os.environ if environment is None else environment
-    given = {name: text for name, text in environment.items() if not is_service_link(name, text)}
+    variables = _variables(environment)
     values: dict[str, Any] = {}
     for flag in FLAGS:
         if flag.name in texts:
             values[flag.field] = value_of(flag, texts[flag.name])
-        elif (text := given.get(flag.variable)) is not None:
+        elif (text := variables.get(flag.variable)) is not None:
             values[flag.field] = value_of(flag, [text], flag.variable)
     if not values.get("hostname"):
         values["hostname"] = socket.gethostname().lower()
@@ -412,8 +417,8 @@ def load(texts: Mapping[str, Sequence[str]], environment: Mapping[str, str] | No
 
 def given(texts: Mapping[str, Sequence[str]]) -> frozenset[str]:
     """The fields of the Config that a command line, split into ``texts``, or the environment gives."""
-    named = {name for name, text in os.environ.items() if not is_service_link(name, text)}
-    return frozenset(flag.field for flag in FLAGS if flag.name in texts or flag.variable in named)
+    variables = _variables(os.environ)
+    return frozenset(flag.field for flag in FLAGS if flag.name in texts or flag.variable in variables)
 
 
 def differing(config: Config) -> dict[str, Any]:

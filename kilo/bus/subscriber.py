@@ -19,8 +19,8 @@ T = TypeVar("T")
 RECONNECT_MS = 50
 QUEUE = 1000
 FEW = 20
-"""Messages that wait, of a topic whose value is small: the newest says it all."""
-"""And so many a second: who sends more waits, and then loses what is old."""
+"""Messages that wait, of a topic whose value is small: the newest says it all. And so many are read within
+PERIOD seconds: who sends more waits, and then loses what is old."""
 BATCH = 100
 PERIOD = 1.0
 RESUBSCRIBE_GAP = 1.0

@@ -12,6 +12,7 @@ from kilo.cli.running import as_it_runs
 from kilo.config import Config
 from kilo.doctor import agent, api, host
 from kilo.doctor.finding import Finding
+from kilo.errors import KiloError
 from kilo.sandbox.profiles import join_groups
 
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "unknown": "?   "}
@@ -36,7 +37,7 @@ def findings(config: Config) -> Iterator[Finding]:
     for check in host.CHECKS:
         try:
             yield check(config)
-        except OSError as e:
+        except (OSError, KiloError) as e:
             yield Finding(check.__name__.replace("_", " "), "unknown", f"cannot be looked at: {e}")
     yield from api.checks(config)
     join_groups()

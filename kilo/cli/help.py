@@ -82,8 +82,8 @@ COMMANDS = {
         "field and the reason.\n"
         "With --diff it prints what the agent would change in the kernel of this host, a line for each "
         "object: + is added, ~ changed, - removed. It changes nothing. The plan is then the one that the "
-        "agent here follows, or, with --nodes, what those files and this host make. Run it as root, where "
-        "the agent runs and with its flags.",
+        "agent here follows, or, with --nodes, what those files and this host make. Run it as root where the "
+        "agent runs: it has that one's flags, but for those that it is given.",
         "[--diff] [--nodes FILE] [--peers FILE] [--hostname NODE] [-o FORMAT] [FLAGS]",
         {
             0: "the plan was printed; with --diff, nothing would be changed",
@@ -111,8 +111,8 @@ COMMANDS = {
         "Looks at this host and its agent, and says of each thing that usually goes wrong whether it is "
         "well, and if not, how to mend it: WireGuard and IPIP in the kernel, forwarding, rp_filter, the UDP "
         "port, the MTU of the paths, the CNI directory, --subnet, a Go agent beside this one, the API and "
-        "what the agent may do there, the clock, silent peers. Give it the flags that the agent has, and "
-        "run it where the agent runs. It changes nothing.",
+        "what the agent may do there, the clock, silent peers. Run it where the agent runs: it has that "
+        "one's flags, but for those that it is given. It changes nothing.",
         "[-o FORMAT] [FLAGS]",
         {0: "nothing is wrong; there may be warnings", 1: "something is", **_OPERATOR},
     ),

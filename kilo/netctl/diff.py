@@ -35,13 +35,13 @@ from kilo.netctl.wireguard.device import PeerState
 from kilo.netctl.wireguard.held import held_key, open_device
 from kilo.netctl.wireguard.peers import Actual
 from kilo.netctl.wireguard.watch import state_of
+from kilo.sandbox.status import read_status
 from kilo.worker import Reporter
 
 V = TypeVar("V")
 MOST_PASSES = 3
 """The first finds the device and its peers, the next goes by what the guard makes of these."""
 PATIENCE = 60.0
-_CAP_NET_ADMIN = 12
 
 
 class Found(NamedTuple):
@@ -54,9 +54,7 @@ class Found(NamedTuple):
 
 def may_look() -> bool:
     """Whether this process may ask the kernel for all that there is to compare."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as f:
-        found = [line.split()[1] for line in f if line.startswith("CapEff:")]
-    return bool(int(found[0], 16) >> _CAP_NET_ADMIN & 1) if found else False
+    return "NET_ADMIN" in read_status().effective
 
 
 class Ledger(Generic[V]):

@@ -26,7 +26,7 @@ def give(
     path: str, uid: int, gid: int, mode: int, meanwhile: Callable[[int], None] = lambda folder: None
 ) -> None:
     """Give ``path`` to user and group, if it is a directory: by way of this process's user, who may do with
-    it what it needs no other privilege for, and to which ``meanwhile`` is called with its descriptor. What
+    it what needs no other privilege then. ``meanwhile`` is called with its descriptor while it is ours. What
     cannot be done is left: who needs it then finds that out, and says so."""
     with contextlib.suppress(OSError):
         os.chown(path, os.geteuid(), gid, follow_symlinks=False)

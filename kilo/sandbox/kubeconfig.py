@@ -1,7 +1,7 @@
 """Which files a kubeconfig names, and whether it names a program: no more is looked at here.
 
 What is wrong with the file is for the watcher to say; here it names nothing then. Called by
-kilo.sandbox.profiles, in the watcher's process, which loads the parser anyway.
+kilo.sandbox.profiles and kilo.sandbox.places, in the watcher's process, which loads the parser anyway.
 """
 
 from __future__ import annotations

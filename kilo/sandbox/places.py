@@ -4,10 +4,9 @@ A Landlock rule is for the file or directory that a path meant then. Where anoth
 place (a volume mounted over it, a directory removed and made again, a program upgraded) the process may
 not use that, and has to be started again. Files that are only read are left out: they are replaced all
 the time, and what must follow them is given by the directory that they are in; so is the code, which a
-process that runs has loaded. But one that was replaced
-by a file which this user may not read (a kubeconfig, rotated) also asks for a start, which finds a user
-that may. So does a kubeconfig that names other files than before, and a program that was awaited, once it is
-installed.
+process that runs has loaded. But one that was replaced by a file which this user may not read (a
+kubeconfig, rotated) also asks for a start, which finds a user that may. So does a kubeconfig that names
+other files than before, and a program that was awaited, once it is installed.
 """
 
 from __future__ import annotations

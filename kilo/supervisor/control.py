@@ -21,7 +21,7 @@ import msgspec
 from kilo.bus import Loop, Timer
 from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.log import LEVELS, Logger
-from kilo.model.host import WorkerState
+from kilo.model.host import Failure, WorkerState
 from kilo.sandbox.profiles import SUPERVISOR, join_groups
 
 MAX_REQUEST = 4096
@@ -290,17 +290,24 @@ def status_of(worker: Supervised) -> WorkerStatus:
 
 
 def states_of(workers: Iterable[Supervised]) -> Reply:
-    """What workers say of themselves, for those who may not hear the bus; of one that has too much to say,
-    without what fails."""
+    """What workers say of themselves, for those who may not hear the bus. One that has far too much to say is
+    left out, and so counts as not heard."""
     now = time.monotonic()
     reply = Reply()
     for worker in workers:
-        if (state := worker.state) is not None:
-            if len(msgspec.json.encode(state)) > MOST_TOLD:
-                state = msgspec.structs.replace(state, failing={}, errors={}, info={})
+        if worker.state is not None and (state := _shortened(worker.state)) is not None:
             reply.states[worker.name] = state
             reply.ages[worker.name] = round(now - worker.heard, 1)
     return reply
+
+
+def _shortened(state: WorkerState) -> WorkerState | None:
+    """A state of at most MOST_TOLD bytes; if that takes it, without what fails but that something does."""
+    if len(msgspec.json.encode(state)) > MOST_TOLD and state.failing:
+        since = min(failure.since for failure in state.failing.values())
+        told = Failure(f"{len(state.failing)} things fail, too many to be told here; root is told", since)
+        state = msgspec.structs.replace(state, failing={"more": told})
+    return state if len(msgspec.json.encode(state)) <= MOST_TOLD else None
 
 
 def _connect(connection: socket.socket, path: str) -> None:

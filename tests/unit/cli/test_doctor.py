@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 import pytest
 
+from kilo.cli.doctor import findings
+from kilo.config import Config
+from kilo.doctor import host
 from kilo.doctor.agent import handshakes
+from kilo.doctor.finding import Finding
+from kilo.errors import TemporaryError
 from kilo.model.host import WireGuardPeerState
 from tests.apiserver.admin import Admin
 from tests.apiserver.standin import Standin
@@ -108,6 +113,21 @@ WRONG = [
     Wrong("wireguard", "fail", "nor is wireguard-go", "install wireguard-go", "PATH=/nowhere"),
     Wrong("encapsulation", "fail", "no IPIP", "--encapsulate=never", flags=("--encapsulate=always",)),
 ]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "I/O error"), TemporaryError("netlink socket: none")])
+def test_what_cannot_be_looked_at_costs_no_other_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def subnet(config: Config) -> Finding:
+        raise error
+
+    monkeypatch.setattr("kilo.doctor.host.CHECKS", (subnet, host.forwarding))
+    found = findings(Config(run_dir=str(tmp_path), kubeconfig=str(tmp_path / "none")))
+    first, second = next(found), next(found)
+    assert (first.check, first.verdict) == ("subnet", "unknown")
+    assert str(error) in first.found
+    assert second.check == "forwarding"
 
 
 def test_the_mesh_s_own_routes_are_nobody_else_s(tmp_path: Path, cni: Path) -> None:

@@ -11,13 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import msgspec
 import pytest
 
 from kilo.bus import Loop
 from kilo.errors import PermanentError
 from kilo.log import Logger
-from kilo.supervisor.control import ControlServer
+from kilo.model.host import Failure, WorkerState
+from kilo.supervisor.control import MOST_TOLD, ControlServer, states_of
 from kilo.supervisor.parent import group_of
 from tests.unit.supervisor.agents import Agent, wait
 
@@ -80,6 +83,31 @@ def test_kg_doctor_has_the_flags_of_the_agent(start: Callable[..., Agent], given
     found = {finding["check"]: finding["found"] for finding in json.loads(done.stdout)}
     told = "none that is not the default" if given else "state-dir"
     assert found["flags"] == f"those of the agent that runs here: {told}"
+
+
+class Told(NamedTuple):
+    """As much of a worker as is asked for its state."""
+
+    name: str
+    state: WorkerState
+    heard: float = 0.0
+
+
+@pytest.mark.parametrize(("number", "key"), [(2, "route 1"), (2000, "more")])
+def test_who_fails_is_never_told_to_be_well(number: int, key: str) -> None:
+    failing = {f"route {n}": Failure("no space left on device", 1000 + n) for n in range(number)}
+    state = WorkerState("netctl", 1, 0.0, "ready", 1, failing=failing)
+    reply = states_of([Told("netctl", state)])  # type: ignore[list-item]
+    found = reply.states["netctl"].failing
+    assert key in found
+    assert min(failure.since for failure in found.values()) == 1000
+    assert str(number) in found["more"].message if key == "more" else len(found) == number
+    assert len(msgspec.json.encode(reply)) < 2 * MOST_TOLD
+
+
+def test_a_worker_that_says_far_too_much_is_left_out() -> None:
+    state = WorkerState("netctl", 1, 0.0, "ready", 1, info={"x": "y" * MOST_TOLD})
+    assert states_of([Told("netctl", state)]).states == {}  # type: ignore[list-item]
 
 
 @pytest.fixture
