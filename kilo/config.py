@@ -58,6 +58,14 @@ class FlagError(PermanentError):
     """A flag that is unknown or has a value that is not allowed; the text names flag, value and what is."""
 
 
+class UnknownFlagError(FlagError):
+    """``name``: without dashes."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 Parser = Callable[[str], Any]
 
 
@@ -340,6 +348,25 @@ def meant(word: str, known: Iterable[str], before: str = "") -> str:
     return f" (is {before}{nearest[0]} meant?)" if nearest else ""
 
 
+def _parted(argument: str) -> tuple[str, str, str]:
+    """A flag's name, an equals sign or "", and what follows that."""
+    return argument.removeprefix("-").removeprefix("-").partition("=")
+
+
+def first_word(arguments: Sequence[str], flags: Mapping[str, Flag]) -> int:
+    """Where the first word is that is neither a flag nor the value of one; the end if there is none. A flag
+    that is unknown counts as one without a value: ``split`` refuses it."""
+    place = 0
+    while place < len(arguments) and arguments[place].startswith("-") and arguments[place] != "-":
+        name, equals, _ = _parted(arguments[place])
+        place += 1
+        if not name:
+            break
+        if not equals and name in flags and not flags[name].boolean:
+            place += 1
+    return min(place, len(arguments))
+
+
 def split(
     arguments: Sequence[str], flags: Mapping[str, Flag] = _BY_NAME
 ) -> tuple[dict[str, list[str]], list[str]]:
@@ -358,11 +385,12 @@ def split(
         if not argument.startswith("-") or argument == "-":
             words.append(argument)
             continue
-        name, equals, text = argument.removeprefix("-").removeprefix("-").partition("=")
+        name, equals, text = _parted(argument)
         flag = flags.get(name)
         if flag is None:
             word = argument.partition("=")[0]
-            raise FlagError(f"unknown flag {word}{meant(name, flags, '--')}; kg --help lists the flags")
+            near = meant(name, flags, "--")
+            raise UnknownFlagError(f"unknown flag {word}{near}; kg --help lists the flags", name)
         if not equals:
             if flag.boolean:
                 text = "true"
@@ -379,6 +407,7 @@ def value_of(flag: Flag, texts: Sequence[str], source: str = "") -> Any:
     values = []
     for text in texts:
         try:
+            text.encode()  # bytes that are no UTF-8 could be neither printed nor told to others
             values.append(flag.parse(text))
         except ValueError as e:
             raise FlagError(

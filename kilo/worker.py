@@ -32,6 +32,8 @@ LOOK_EVERY = 2.0
 MEASURE_EVERY = 5
 EXIT_PERMANENT = 2
 EXIT_CRASH = 1
+EXIT_UNLOADED = 3
+"""Its code cannot be loaded."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_SIGNAL = 0.2
 """Seconds within which a second signal is the first one's echo: ``timeout`` and terminals send it to the

@@ -21,10 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kilo.bus.loop import Loop
+from kilo.bus.loop import Loop, Timer
 from kilo.bus.zmtp import GREETING, MOST_SAID, READY, Caller, framed
 from kilo.errors import PermanentError, ProtocolError, TemporaryError
 from kilo.model.workers import IDS
+from kilo.sockets import take_no_descriptors
 
 BACKLOG = 1024
 """Connections that wait to be taken in, in the order in which they came."""
@@ -41,6 +42,9 @@ those who have not taken what they were sent before, which they notice by its nu
 MOST_WAITING = 2000
 """Pieces that wait for one connection; a message is two."""
 MOST_GROUPS = 256
+HANDSHAKE = 3.0
+"""Seconds within which who was taken in has introduced himself: what says nothing keeps others of its user
+out. libzmq needs milliseconds; who was too slow is there again 50 ms after he was cut off."""
 READ = 4096
 PIECES = 64
 LINGER = 0.2
@@ -107,6 +111,10 @@ class Door:
         self._on_wanted = on_wanted
         self._readers: dict[int, Reader] = {}
         self._users: dict[tuple[int, frozenset[int]], User] = {}
+        self._strangers: dict[Reader, float] = {}
+        """Whose handshake is under way, and until when it may be: who came first is first."""
+        self._next_cut: Timer | None = None
+        """Due when the first of them is, or soon before; none while there are none."""
         self._accepted = 0
         self._since = 0.0
         self._lock = self._prepare()
@@ -142,6 +150,7 @@ class Door:
         """Nobody can connect before the mode is what it is to be."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
+            take_no_descriptors(listener)
             listener.bind(str(self._path))
             os.chmod(self._path, 0o660)
             listener.listen(BACKLOG)
@@ -243,9 +252,30 @@ class Door:
         connection.send(GREETING)
         self._epoll.register(connection, select.EPOLLIN)
         user.connections += 1
-        self._readers[connection.fileno()] = Reader(connection, user)
+        reader = self._readers[connection.fileno()] = Reader(connection, user)
+        self._strangers[reader] = time.monotonic() + HANDSHAKE
+        if self._next_cut is None:
+            self._next_cut = self._loop.call_later(HANDSHAKE, self._cut_strangers)
+
+    def _cut_strangers(self) -> None:
+        """Drop those whose time is over. One timer serves all."""
+        now = time.monotonic()
+        for reader in [reader for reader, due in self._strangers.items() if due <= now]:
+            self.refused += 1
+            self._drop(reader)
+        if self._strangers:
+            first = next(iter(self._strangers.values()))
+            self._next_cut = self._loop.call_later(first - now, self._cut_strangers)
+
+    def _no_stranger(self, reader: Reader) -> None:
+        """Who is none any more is not waited for."""
+        self._strangers.pop(reader, None)
+        if not self._strangers and self._next_cut is not None:
+            self._next_cut.cancel()
+            self._next_cut = None
 
     def _drop(self, reader: Reader) -> None:
+        self._no_stranger(reader)
         del self._readers[reader.socket.fileno()]
         self._epoll.unregister(reader.socket)
         reader.socket.close()
@@ -274,6 +304,8 @@ class Door:
             raise
         if caller.greeted and not greeted:
             self._push(reader, (READY,))
+        if caller.ready:
+            self._no_stranger(reader)
         for message in messages:
             topic = message[1:]
             if message[:1] == b"\x00":

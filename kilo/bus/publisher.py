@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
@@ -14,6 +15,10 @@ from kilo.bus.wire import VERSION, Frame, encode, encode_without_secrets, socket
 T = TypeVar("T")
 BEACON_PERIOD = 5.0
 SNAPSHOT_GAP = 0.05
+SNAPSHOTS_AT_ONCE = 10
+"""Those that come without this gap, within ``PERIOD``, as long as a topic has hardly changed: the agent is
+starting, and somebody waits for each. Nobody who means well asks for more."""
+PERIOD = 1.0
 
 
 class Outlet:
@@ -72,6 +77,8 @@ class Publisher(Generic[T]):
         self._upserts: dict[str, T] = {}
         self._removals: set[str] = set()
         self._snapshot_due = False
+        self._since = 0.0
+        self._at_once = 0
 
     def put(self, key: str, value: T) -> None:
         """Set ``key``, unless it has that value already."""
@@ -112,7 +119,14 @@ class Publisher(Generic[T]):
         """Send the whole state to those who want it, soon: requests that come close together share one."""
         if not self._snapshot_due:
             self._snapshot_due = True
-            self._loop.call_later(0 if self._seq < 2 else SNAPSHOT_GAP, self._snapshot)
+            self._loop.call_later(0 if self._may_be_at_once() else SNAPSHOT_GAP, self._snapshot)
+
+    def _may_be_at_once(self) -> bool:
+        now = time.monotonic()
+        if now - self._since >= PERIOD:
+            self._since, self._at_once = now, 0
+        self._at_once += 1
+        return self._seq < 2 and self._at_once <= SNAPSHOTS_AT_ONCE
 
     def beacon(self) -> None:
         if self._open:

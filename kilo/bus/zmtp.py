@@ -43,7 +43,8 @@ class Caller:
 
     def hear(self, data: bytes) -> list[bytes]:
         """The messages that end in ``data``: b"\\x01" and the name of a topic that it wants, b"\\x00" and one
-        that it does not want any more. Raises ProtocolError: it is no subscriber, or says too much at once.
+        that it does not want any more, b"" for each command or first part, which mean nothing here but count.
+        Raises ProtocolError: it is no subscriber, or says too much at once.
         """
         self._data += data
         if not self._greeted and not self._greet():
@@ -52,12 +53,12 @@ class Caller:
         at = 0
         while (part := self._part(at)) is not None:
             flags, body, at = part
-            if self.ready and not flags:
-                found.append(body)
-                if len(found) > MOST_SAID:
-                    raise ProtocolError("too much at once")
-            elif not self.ready:
+            if not self.ready:
                 self._introduce(flags, body)
+                continue
+            found.append(b"" if flags else body)
+            if len(found) > MOST_SAID:
+                raise ProtocolError("too much at once")
         self._data = self._data[at:]
         return found
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from itertools import chain
 
 import msgspec
 
-from kilo.cli.heard import Heard
+from kilo.cli.heard import DEAF, listen, unseen
 from kilo.cli.running import as_it_runs
 from kilo.config import Config
 from kilo.doctor import agent, api, host
 from kilo.doctor.finding import Finding
 from kilo.errors import KiloError
-from kilo.sandbox.profiles import join_groups
 
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "unknown": "?   "}
 
@@ -23,7 +21,7 @@ def main(config: Config, output: str, given: Collection[str] = ()) -> int:
     Config that a flag or the environment gave; the others are as the agent has them that runs here."""
     config, flags = as_it_runs(config, given)
     found = []
-    for finding in chain([Finding("flags", "ok", flags)], findings(config)):
+    for finding in findings(config, flags):
         found.append(finding)
         if output == "text":
             print(text_of(finding), flush=True)
@@ -32,18 +30,27 @@ def main(config: Config, output: str, given: Collection[str] = ()) -> int:
     return int(any(finding.verdict == "fail" for finding in found))
 
 
-def findings(config: Config) -> Iterator[Finding]:
-    """The host first, then the API, then the agent and its peers."""
+def findings(config: Config, flags: str) -> Iterator[Finding]:
+    """The agent first, since all else may follow from it; then the host, the API, and the agent's peers.
+    ``flags``: whose ``config`` has, for a person."""
+    heard, parent, refused = listen(config)
+    unseeing = "" if heard.states else unseen(config.run_dir) or refused
+    if unseeing:
+        yield agent.unknown(unseeing)
+    elif not heard.states:
+        yield agent.down(config.run_dir, parent is not None)
+    else:
+        yield from agent.running(heard.reasons())
+    yield Finding("flags", "ok", flags)
     for check in host.CHECKS:
         try:
             yield check(config)
         except (OSError, KiloError) as e:
             yield Finding(check.__name__.replace("_", " "), "unknown", f"cannot be looked at: {e}")
     yield from api.checks(config)
-    join_groups()
-    heard = Heard(config.run_dir, config.cni)
-    yield from agent.running(bool(heard.states), heard.reasons())
-    if heard.states:
+    if heard.deaf:
+        yield Finding("handshakes", "unknown", DEAF)
+    elif heard.states:
         yield from agent.of_peers(config, heard.peers)
 
 

@@ -21,6 +21,7 @@ from kilo.supervisor.control import Reply, Request, WorkerStatus, ask
 
 LISTEN_FOR = 1.5
 """Seconds that status listens at most; a heartbeat comes every second."""
+DEAF = "only root may hear who the peers are, and who takes no part"
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -102,27 +103,16 @@ class Status(msgspec.Struct, frozen=True):
 
 def look(config: Config) -> Status:
     """Listen to the bus and ask the parent."""
-    join_groups()
-    heard = Heard(config.run_dir, config.cni)
-    parent: Reply | None = None
-    note = refused = ""
-    try:
-        parent = ask(config.run_dir, Request("status"))
-        if heard.incomplete:
-            heard.supplement(ask(config.run_dir, Request("states")))
-    except TemporaryError:
-        note = "no parent; each worker runs alone"
-    except KiloError as e:
-        note = refused = str(e)
+    heard, parent, refused = listen(config)
     if not heard.states and parent is None:
-        directory = config.run_dir
-        note = refused or f"kg does not run here: nothing answers in {directory}"
-        if os.path.exists(directory) and not os.access(directory, os.R_OK | os.X_OK):
-            note = f"no right to look at {directory}; only root may"
+        note = (
+            unseen(config.run_dir) or refused or f"kg does not run here: nothing answers in {config.run_dir}"
+        )
         return Status(config.hostname, running=False, healthy=False, reasons=[note], note=note)
+    note = refused or ("" if parent else "no parent; each worker runs alone")
     reasons = heard.reasons()
     if heard.deaf:
-        note = "only root may hear who the peers are, and who takes no part"
+        note = DEAF
     return Status(
         config.hostname,
         running=True,
@@ -138,6 +128,29 @@ def look(config: Config) -> Status:
         if heard.deaf
         else sorted(heard.problems.values(), key=lambda p: (p.kind, p.name, p.field)),
     )
+
+
+def listen(config: Config) -> tuple[Heard, Reply | None, str]:
+    """What the bus says; what the parent does, None where there is none; and why it refuses, or ""."""
+    join_groups()
+    heard = Heard(config.run_dir, config.cni)
+    parent: Reply | None = None
+    try:
+        parent = ask(config.run_dir, Request("status"))
+        if heard.incomplete:
+            heard.supplement(ask(config.run_dir, Request("states")))
+    except TemporaryError:
+        pass  # each worker runs alone, or none does
+    except KiloError as e:
+        return heard, parent, str(e)
+    return heard, parent, ""
+
+
+def unseen(run_dir: str) -> str:
+    """Why this user cannot tell whether anybody answers there, or ""."""
+    if os.path.exists(run_dir) and not os.access(run_dir, os.R_OK | os.X_OK):
+        return f"no right to look at {run_dir}; only root may"
+    return ""
 
 
 class Heard:

@@ -112,9 +112,14 @@ COMMANDS = {
         "well, and if not, how to mend it: WireGuard and IPIP in the kernel, forwarding, rp_filter, the UDP "
         "port, the MTU of the paths, the CNI directory, --subnet, a Go agent beside this one, the API and "
         "what the agent may do there, the clock, silent peers. Run it where the agent runs: it has that "
-        "one's flags, but for those that it is given. It changes nothing.",
+        "one's flags, but for those that it is given. Where none runs, that is said first, and all else is "
+        "judged by the flags that it is given, and defaults. It changes nothing.",
         "[-o FORMAT] [FLAGS]",
-        {0: "nothing is wrong; there may be warnings", 1: "something is", **_OPERATOR},
+        {
+            0: "nothing is wrong; there may be warnings",
+            1: "something is, or no agent runs here",
+            **_OPERATOR,
+        },
     ),
     "restart": Command(
         "restart one worker, or all",

@@ -57,6 +57,8 @@ def read_objects(path: str, flag: str, kind: str, decode: Callable[[msgspec.Raw]
 def _bytes(path: str, source: str) -> bytes:
     try:
         if path == "-":
+            if sys.stdin is None:
+                raise ProtocolError(f"{source}: standard input is closed")
             return sys.stdin.buffer.read()
         with open(path, "rb") as f:
             return f.read()
@@ -76,6 +78,8 @@ def _items(content: bytes, source: str, kind: str) -> list[msgspec.Raw]:
         document = msgspec.json.decode(content, type=_Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ProtocolError(f"{source} is not a JSON list of {kind}s: {e}; {hint}") from e
+    if (document.kind or "").endswith("List") and document.kind not in ("List", f"{kind}List"):
+        raise ProtocolError(f"{source} is a {document.kind}, not a List of {kind}s; {hint}")
     if document.items is not None:
         return document.items
     if (document.kind or "").endswith("List"):

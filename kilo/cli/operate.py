@@ -126,8 +126,7 @@ def tail(config: Config, words: list[str]) -> int:
                 "upserts": change.upserts,
                 "removals": sorted(change.removals),
             }
-            sys.stdout.write(msgspec.json.encode(record, enc_hook=str).decode() + "\n")
-            sys.stdout.flush()
+            print(msgspec.json.encode(record, enc_hook=str).decode(), flush=True)
 
         return on_change
 

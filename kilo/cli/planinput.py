@@ -132,6 +132,7 @@ def request_of(argv: Sequence[str]) -> Request:
     texts, words = split(argv, {flag.name: flag for flag in (*FLAGS, *OWN_FLAGS)})
     if words:
         raise FlagError(f"{words[0]!r} is not expected here; kg plan --help says what is")
+    config = load(texts)
     own = {flag.name: value_of(flag, texts[flag.name]) for flag in OWN_FLAGS if flag.name in texts}
     nodes, peers = own.get("nodes", ""), own.get("peers", "")
     diff = own.get("diff", False)
@@ -151,7 +152,7 @@ def request_of(argv: Sequence[str]) -> Request:
         private_key=_private_key(own["private-key"]) if "private-key" in own else "",
         format=chosen,
         connect=own.get("connect-allowed-ips", ()),
-        config=load(texts),
+        config=config,
         diff=diff,
         key_file=own.get("private-key", ""),
         given=given(texts),

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import msgspec
 
 from kilo.config import FLAGS, Config
-from kilo.errors import KiloError, TemporaryError
+from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.supervisor.control import Request, ask
 
 
@@ -21,6 +21,8 @@ def as_it_runs(config: Config, given: Collection[str]) -> tuple[Config, str]:
             raise TemporaryError(reply.error)
         theirs = {name: value for name, value in reply.flags.items() if name not in given}
         merged = msgspec.convert({**msgspec.structs.asdict(config), **theirs}, Config)
+    except PermanentError as e:
+        return config, f"those of this command: {e}"
     except (KiloError, msgspec.ValidationError):
         return config, "those of this command: no parent runs here that tells its own"
     names = ", ".join(flag.name for flag in FLAGS if flag.field in theirs) or "none that is not the default"

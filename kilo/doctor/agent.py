@@ -20,16 +20,35 @@ IP_MTU, IPV6_MTU = 14, 24
 """Socket options of Linux."""
 
 
-def running(heard: bool, reasons: list[str]) -> Iterator[Finding]:
-    """What ``kg status`` says, if it was ``heard``: each reason is a finding of its own."""
-    if not heard:
-        mend = "start it; what is said of the host and the API holds without it"
-        yield Finding("agent", "warn", "no agent answers in --run-dir", mend)
-        return
+def running(reasons: list[str]) -> Iterator[Finding]:
+    """What ``kg status`` says: each reason is a finding of its own."""
     if not reasons:
         yield Finding("agent", "ok", "all its workers are ready, and its plan is applied")
     for reason in reasons:
         yield Finding("agent", "fail", reason, "kg status has the whole; the log of that worker says more")
+
+
+def down(run_dir: str, parent: bool) -> Finding:
+    """No worker is heard, though this user may hear them. ``parent``: that one answers."""
+    if parent:
+        mend = "look at the end of its log; if it has just been started, ask again in some seconds"
+        return Finding("agent", "fail", "its parent runs, and none of its workers is heard", mend)
+    found = (
+        f"no agent runs here: nothing answers in {run_dir}. All else is judged by the flags of this command, "
+        "and the defaults of those that are not given"
+    )
+    mend = (
+        "start it (systemctl start kilo; of a pod, kubectl describe says why it is not there); the end of "
+        "its log says why it ended. If it runs, give its --run-dir. Before an installation this is no fault"
+    )
+    return Finding("agent", "fail", found, mend)
+
+
+def unknown(why: str) -> Finding:
+    """This user may hear neither the workers nor the parent. ``why``: says so."""
+    return Finding(
+        "agent", "warn", why, "ask as root: whether an agent runs here cannot be told, nor its flags"
+    )
 
 
 def handshakes(peers: Mapping[str, WireGuardPeerState], now: float) -> Finding:

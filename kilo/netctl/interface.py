@@ -93,8 +93,9 @@ class WireGuardInterface:
         self._taken, self._downed = 0, False
 
     def load(self) -> None:
-        """Read the device again, if there is one."""
-        if self.device is not None:
+        """Read the device again, if there is one. One that has gone is for ``apply``, which makes another."""
+        link = self._link()
+        if self.device is not None and link is not None and link.number == self._number:
             self.state = self.device.read()
 
     def adopt_existing(self) -> None:

@@ -117,7 +117,8 @@ class Delta(Generic[K, V]):
         for key in gone:
             self._check(key, drift=True)
         for key, value in actual.items():
-            if key not in old or old[key] != value or key in self.pending:
+            before = old.get(key)
+            if (before is not value and before != value) or key in self.pending:
                 self._check(key, drift=True)
 
     def done(self, key: K, value: V | None) -> None:

@@ -60,10 +60,11 @@ class Claim:
 
     def forget_callers(self) -> None:
         """Let go of those who have asked who this is: call it now and then."""
-        for _ in range(_CALLERS):
-            with contextlib.suppress(OSError):
-                if self._socket is not None:
-                    self._socket.accept()[0].close()
+        if self._socket is None:
+            return
+        with contextlib.suppress(OSError):
+            for _ in range(_CALLERS):
+                self._socket.accept()[0].close()
 
     def close(self) -> None:
         """Give the claim up."""

@@ -31,8 +31,8 @@ from kilo.netctl.wireguard.held import held_key
 from kilo.netctl.wireguard.watch import PeerStates
 from kilo.worker import Context
 
-POLL = 4.5
-"""Seconds between two looks at the WireGuard device: what is changed there by hand is mended within 5 s."""
+POLL = 0.5
+"""Seconds between two looks at the WireGuard device: what is changed there by hand is mended within 1 s."""
 SETTLE = 0.03
 """Seconds between an event and the pass that answers it, so that a burst makes one pass."""
 LOST_GAP = 1.0

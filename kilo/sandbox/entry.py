@@ -36,7 +36,7 @@ def enter(profile: Profile, keep: Iterable[int] = (), require: bool = False) -> 
         identity.become(uid, profile, refused)
         identity.no_more_privileges(refused)
         abi = landlock.restrict(profile, refused) if profile.landlock else 0
-        seccomp.install(refused)
+        seccomp.install(refused, profile.processes)
         status = read_status()
     except OSError as e:
         raise PermanentError(f"the sandbox needs /proc, which cannot be read: {e.strerror}") from e

@@ -1,12 +1,13 @@
 """Directories that change hands: above all the one that is a process's own, handed to the user it becomes.
 
-What an earlier life under another user left in there is removed, unless somebody still holds it locked.
-Called by kilo.sandbox.entry before privileges are given up.
+What an earlier life under another user left in there is removed, unless somebody still holds it locked, for
+whose end the new one can then wait. Called by kilo.sandbox.entry before privileges are given up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -15,6 +16,8 @@ from collections.abc import Callable
 LOCK = "lock"
 MODE = 0o2750
 """Its group may look in; what is made there belongs to that group, whoever makes it."""
+NO_LOCK = (errno.ENOENT, errno.ELOOP, errno.ENXIO)
+"""There is none, it is a link, it is a socket: nobody has it locked."""
 
 
 def hand_over(path: str, uid: int, gid: int, mode: int = MODE) -> None:
@@ -41,13 +44,31 @@ def give(
 
 
 def _clear(folder: int, uid: int) -> None:
-    """Nothing is removed while somebody lives there: he has the lock."""
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(LOCK, dir_fd=folder, follow_symlinks=False).st_uid != uid and _held(folder, LOCK):
-            return
+    """Nothing is removed while somebody lives there: he has the lock, as far as can be found out."""
+    try:
+        held = _held(folder, LOCK)
+    except OSError as e:
+        held = e.errno not in NO_LOCK
+    if held:
+        with contextlib.suppress(OSError):
+            _let_ask(folder, uid)
+        return
     for name in os.listdir(folder):
         with contextlib.suppress(OSError):
             _remove_foreign(folder, name, uid)
+
+
+def _let_ask(folder: int, uid: int) -> None:
+    """Give the lock to ``uid``, who would else be told that it may not look, and not that it has to wait.
+    Also where it was his: ``_held`` may have taken it. Who holds it goes on holding it. Not if the file has
+    other names: it may be anybody's then."""
+    fd = os.open(LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        state = os.fstat(fd)
+        if stat.S_ISREG(state.st_mode) and state.st_nlink == 1:
+            os.fchown(fd, uid, -1)
+    finally:
+        os.close(fd)
 
 
 def _remove_foreign(folder: int, name: str, uid: int) -> None:
@@ -61,7 +82,7 @@ def _remove_foreign(folder: int, name: str, uid: int) -> None:
 
 
 def _held(folder: int, name: str) -> bool:
-    """Whether somebody has it locked."""
+    """Whether somebody has it locked. It is this process's user's afterwards, if nothing else let us look."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         fd = os.open(name, flags, dir_fd=folder)

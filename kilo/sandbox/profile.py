@@ -61,8 +61,10 @@ class Profile:
     ``ambient``: those of ``capabilities`` that programs it starts are given. ``bind`` and ``connect``: the
     TCP ports for which that is allowed, None for all. ``scope_sockets``: no connections to abstract
     sockets of processes outside; ``scope_signals``: no signals to such processes. Without ``landlock``
-    these and ``rules`` mean nothing. ``named``: a file of which ``reach`` and ``rules`` were made, and what
-    it named then. ``spared``: why user, groups and files stay as they are; it is then said that they do.
+    these and ``rules`` mean nothing. ``processes``: it may make processes and start programs; without it,
+    threads alone, so nothing of it goes on once it was ended. ``named``: a file of which ``reach`` and
+    ``rules`` were made, and what it named then. ``spared``: why user, groups and files stay as they are; it
+    is then said that they do.
     """
 
     uid: int
@@ -80,6 +82,7 @@ class Profile:
     scope_sockets: bool = True
     scope_signals: bool = True
     landlock: bool = True
+    processes: bool = True
     named: tuple[str, object] | None = None
     spared: str = ""
 

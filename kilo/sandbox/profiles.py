@@ -15,6 +15,8 @@ from dataclasses import replace
 
 from kilo.config import Config
 from kilo.model.workers import IDS, WORKERS
+from kilo.sandbox import landlock
+from kilo.sandbox.given import given, holds_code, is_below, may_be_read
 from kilo.sandbox.kubeconfig import Named, named_by
 from kilo.sandbox.profile import Access, Profile, Rule, without_files
 from kilo.sandbox.status import read_status
@@ -34,7 +36,18 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 _R = Access.READ
 _OWN = Access.READ | Access.WRITE | Access.MAKE
 _RUN = Access.READ | Access.EXECUTE
-_LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib")
+_STORES = ("/nix/store", "/gnu/store")
+"""Of the packages of Nix and Guix: a package's libraries are other packages, and everybody may read all."""
+_LIBRARIES = (
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    *_STORES,
+)
 _LOADERS = ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1")
 _EVERYBODY = (
     "/dev/urandom",
@@ -88,16 +101,48 @@ def join_groups(*more: int) -> None:
         os.setgroups(sorted({*os.getgroups(), *IDS.values(), SUPERVISOR, *more}))
 
 
-def code() -> tuple[str, ...]:
-    """Where Python finds the code: its library, what is installed, and this package.
+def code(guarded: Iterable[str] = ()) -> tuple[str, ...]:
+    """Where Python finds the code: its library, what is installed, this package, and of the other directories
+    that it was given those with nothing that is to be kept from workers, as ``guarded`` is.
 
     A directory that merely is on the path, such as the one the program was started in, is not.
     """
     prefixes = {sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}
     library = {os.path.dirname(os.__file__)}
     installed = {p for p in sys.path if _has_packages(p)}
-    ours = {os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
-    return tuple(sorted(p for p in prefixes | library | installed | ours if p != "/"))
+    ours = {_package()}
+    certain = {p for p in prefixes | library | installed | ours if p != "/"}
+    more = {p for p in given() if not is_below(p, certain) and may_be_read(p, guarded)}
+    return tuple(sorted(certain | more))
+
+
+def closed_code(config: Config) -> tuple[str, ...]:
+    """What is on Python's path with code in it, and closed to workers, where Landlock closes anything. Not
+    the directory that this package is in, as a checkout's: that one is there for the package."""
+    try:
+        if config.sandbox != "full" or not landlock.version():
+            return ()
+    except OSError:
+        return ()
+    known = (*code(_guarded(config)), *_LIBRARIES)
+    around = os.path.realpath(os.path.dirname(_package()))
+    others = (p for p in dict.fromkeys(sys.path) if p.startswith("/") and os.path.realpath(p) != around)
+    return tuple(path for path in others if _is_closed(path, known))
+
+
+def _package() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _is_closed(path: str, known: Iterable[str]) -> bool:
+    try:
+        return not is_below(path, known) and (os.path.isfile(path) or holds_code(path))
+    except OSError:
+        return False
+
+
+def _guarded(config: Config) -> tuple[str, ...]:
+    return config.state_dir, config.run_dir, config.kubeconfig, SERVICE_ACCOUNT
 
 
 def _has_packages(path: str) -> bool:
@@ -130,15 +175,16 @@ def _profile(worker: str, config: Config, *, root: bool = False) -> Profile:
     own directory on the bus. ``root``: it is user and group 0, with its own as a further one."""
     home = os.path.join(config.run_dir, worker)
     own = IDS[worker]
+    found = code(_guarded(config))
     return Profile(
         uid=0 if root else own,
         gid=0 if root else own,
         groups=tuple(IDS[name] for name in WORKERS if name == worker or name in HEARS[worker]),
         home=home,
         home_group=own,
-        reach=() if root else (*code(), config.run_dir),
+        reach=() if root else (*found, config.run_dir),
         rules=(
-            *(Rule(path, _R, watched=False) for path in code()),
+            *(Rule(path, _R, watched=False) for path in found),
             *_rules(_R, _LIBRARIES),
             *_rules(_R, _EVERYBODY),
             Rule("/dev/null", Access.READ | Access.WRITE),
@@ -148,12 +194,12 @@ def _profile(worker: str, config: Config, *, root: bool = False) -> Profile:
 
 
 def _mesh(config: Config, environment: Mapping[str, str]) -> Profile:
-    return _profile("mesh", config)
+    return replace(_profile("mesh", config), processes=False)
 
 
 def _cni(config: Config, environment: Mapping[str, str]) -> Profile:
     """A configuration that is a symbolic link is replaced where it points to."""
-    common = _profile("cni", config, root=True)
+    common = replace(_profile("cni", config, root=True), processes=False)
     if not config.cni:
         return common
     folders = dict.fromkeys(map(os.path.dirname, (config.cni_path, os.path.realpath(config.cni_path))))

@@ -26,6 +26,11 @@ def user_for(profile: Profile) -> tuple[int, str]:
     return user, f"user {profile.uid} cannot read {path}; runs as user {user} instead"
 
 
+def open_to_all(path: str) -> bool:
+    """Whether everybody can come to ``path`` and read it. Raises OSError if it is not there."""
+    return all(_may(os.stat(step), -1, set(), bits) for step, bits in _steps(path))
+
+
 def _in_the_way(profile: Profile, uid: int, groups: set[int]) -> tuple[str, int] | None:
     """The first path that ``uid`` may not read or go through, and its owner."""
     for path in profile.reach:

@@ -2,7 +2,8 @@
 
 The filter is in the kernel's own classic BPF (struct sock_filter), for x86-64 and arm64: of what the tables
 have, the numbers never change. What follows another architecture's numbers (32-bit programs) is killed.
-Programs that a process starts keep the filter. Called by kilo.sandbox.entry.
+Programs that a process starts keep the filter. Who needs no other process can make none. Called by
+kilo.sandbox.entry.
 Source: https://docs.kernel.org/userspace-api/seccomp_filter.html
 """
 
@@ -77,8 +78,16 @@ DENIED = {
     "uselib": (134, -1),
     "vhangup": (153, 58),
 }
+PROCESSES = {
+    # the same, where no process may be made and no program started
+    "execve": (59, 221),
+    "execveat": (322, 281),
+    "fork": (57, -1),
+    "vfork": (58, -1),
+}
 NEW_NAMESPACES = 0x7E02_0000
 """The flags of clone(2): CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID and NET; it has none for TIME."""
+CLONE_THREAD = 0x1_0000
 _CLONE3 = 435
 _SET_MODE_FILTER, _TSYNC = 1, 1
 _ALLOW, _KILL, _ERRNO = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
@@ -104,17 +113,18 @@ ARCHITECTURES = {
 }
 
 
-def install(refused: Refusals) -> None:
+def install(refused: Refusals, processes: bool = True) -> None:
     """Filter the calls of this process, all of its threads, and what it starts, from now on.
 
-    The process must have no_new_privs. Raises nothing.
+    Without ``processes`` it makes none and starts no program, but threads. The process must have
+    no_new_privs. Raises nothing.
     """
     machine = os.uname().machine
     architecture = ARCHITECTURES.get(machine)
     if architecture is None:
         refused.add("seccomp", f"there is no filter for {machine} here", errno.EOPNOTSUPP)
         return
-    code = libc.memory_of(program(architecture))
+    code = libc.memory_of(program(architecture, processes))
     header = struct.pack("HxxxxxxQ", len(code) // 8, libc.address_of(code))
     try:
         other = libc.syscall(architecture.seccomp, _SET_MODE_FILTER, _TSYNC, libc.memory_of(header))
@@ -124,9 +134,15 @@ def install(refused: Refusals) -> None:
         refused.add("seccomp", e)
 
 
-def program(architecture: Architecture) -> bytes:
+def program(architecture: Architecture, processes: bool = True) -> bytes:
     """The filter. clone3 is said not to exist, since its flags cannot be seen: everybody then uses clone."""
-    numbers = sorted({n for each in DENIED.values() if (n := each[architecture.column]) >= 0})
+    denied = DENIED if processes else DENIED | PROCESSES
+    numbers = sorted({n for each in denied.values() if (n := each[architecture.column]) >= 0})
+    about_clone = [_step(_LOAD, _FIRST_ARGUMENT)]
+    if processes:
+        about_clone.append(_step(_ANY_BIT, NEW_NAMESPACES, 1, 0))
+    else:
+        about_clone += [_step(_ANY_BIT, NEW_NAMESPACES, 2, 0), _step(_ANY_BIT, CLONE_THREAD, 0, 1)]
     body = [
         _step(_LOAD, _NUMBER),
         _step(_AT_LEAST, _X32, 0, 1),
@@ -134,12 +150,12 @@ def program(architecture: Architecture) -> bytes:
         _step(_EQUAL, _CLONE3, 0, 1),
         _step(_RETURN, _ERRNO | errno.ENOSYS),
     ]
-    # Each jumps to the last step; those between are the other numbers, and the five about clone.
-    body += [_step(_EQUAL, n, len(numbers) - i - 1 + 4, 0) for i, n in enumerate(numbers)]
+    # Each jumps to the last step; those between are the other numbers, what is about clone, and two more.
+    to_last = len(about_clone) + 2
+    body += [_step(_EQUAL, n, len(numbers) - i - 1 + to_last, 0) for i, n in enumerate(numbers)]
     body += [
-        _step(_EQUAL, architecture.clone, 0, 2),
-        _step(_LOAD, _FIRST_ARGUMENT),
-        _step(_ANY_BIT, NEW_NAMESPACES, 1, 0),
+        _step(_EQUAL, architecture.clone, 0, len(about_clone)),
+        *about_clone,
         _step(_RETURN, _ALLOW),
         _step(_RETURN, _ERRNO | errno.EPERM),
     ]

@@ -12,11 +12,11 @@ from typing import NoReturn
 
 from kilo.config import Config
 from kilo.errors import PermanentError
-from kilo.log import complain
+from kilo.log import Logger, complain
 from kilo.sandbox import Confined, Places, enter, shown
 from kilo.sandbox.profile import Profile, with_identity_as_it_is, without_files
-from kilo.sandbox.profiles import profile_for
-from kilo.worker import EXIT_PERMANENT, run
+from kilo.sandbox.profiles import closed_code, profile_for
+from kilo.worker import EXIT_PERMANENT, EXIT_UNLOADED, run
 
 FACTORIES = {
     "watcher": "kilo.watcher.worker:WatcherWorker",
@@ -36,7 +36,18 @@ def run_worker(
 ) -> int:
     """Import the code of one worker, and only that, and run it; its exit status."""
     module, _, attribute = FACTORIES[name].partition(":")
-    return run(name, getattr(import_module(module), attribute), config, leash, only_clean_up, confined)
+    try:
+        factory = getattr(import_module(module), attribute)
+    except (ImportError, PermissionError) as e:
+        Logger(name, config.log_level).error(f"cannot load its code: {e}")
+        return EXIT_UNLOADED
+    return run(name, factory, config, leash, only_clean_up, confined)
+
+
+def tell_closed(config: Config, log: Logger) -> None:
+    """Say at the start which code workers will not be able to load."""
+    if closed := closed_code(config):
+        log.warn("on Python's path, but closed to workers by --sandbox=full", paths=list(closed))
 
 
 def run_alone(name: str, config: Config) -> int:
@@ -44,6 +55,7 @@ def run_alone(name: str, config: Config) -> int:
     ``--require-sandbox`` it keeps no more of them than it needs."""
     confined = None
     if config.require_sandbox:
+        tell_closed(config, Logger(name, config.log_level))
         try:
             with contextlib.suppress(OSError):  # it will find that out, and say so
                 os.makedirs(os.path.join(config.run_dir, name), exist_ok=True)

@@ -23,6 +23,7 @@ from kilo.errors import KiloError, PermanentError, TemporaryError
 from kilo.log import LEVELS, Logger
 from kilo.model.host import Failure, WorkerState
 from kilo.sandbox.profiles import SUPERVISOR, join_groups
+from kilo.sockets import take_no_descriptors
 
 MAX_REQUEST = 4096
 MOST_TOLD = 16 << 10
@@ -133,6 +134,7 @@ class ControlServer:
                 raise PermanentError(f"another kg runs here: it answers on {path}; see --run-dir")
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+            take_no_descriptors(listener)
             mask = os.umask(0o177)
             try:
                 listener.bind(path)
@@ -344,7 +346,7 @@ def ask(run_dir: str, request: Request, timeout: float = 5.0) -> Reply:
                 f"no right to ask the parent on {path}; only root may, and --control-group"
             ) from e
         except OSError as e:
-            raise TemporaryError(f"no parent answers on {path}: {e}") from e
+            raise TemporaryError(f"no parent answers on {path}: {e.strerror or e}") from e
     try:
         return msgspec.json.decode(line, type=Reply)
     except msgspec.DecodeError as e:

@@ -63,9 +63,10 @@ class Supervisor:
         self._awaited = set(WAITS_FOR)
         self._mended = float("-inf")
         self._ticked = time.monotonic()
+        group = group_of(config.control_group)
         join_groups()
         prepare_run_dir(config.run_dir)
-        self.control = ControlServer(self.loop, config.run_dir, self.log, group_of(config.control_group))
+        self.control = ControlServer(self.loop, config.run_dir, self.log, group)
         keep_temporary_files_in(config.run_dir)
         launcher = Launcher(forkserver.process_context(), target)
         self.workers = {
@@ -85,6 +86,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda n, frame: self.loop.post(self._reap))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self.log.info("starting", version=__version__, pid=os.getpid(), node=self.config.hostname)
+        child.tell_closed(self.config, self.log)
         for name in START_ORDER:
             self.workers[name].start(None if name == WAITS else GO)
         self.loop.call_later(WAITS_AT_MOST, self._let_go)

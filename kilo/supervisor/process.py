@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,11 @@ from kilo.config import Config
 from kilo.leash import CLEANED, END, GO, LEVEL_ORDERS, QUIT, STARTED, TAKEN
 from kilo.log import Logger
 from kilo.model.host import WorkerState
+from kilo.sandbox.profiles import closed_code
+from kilo.sockets import take_no_descriptors
 from kilo.supervisor.backoff import Backoff
 from kilo.supervisor.forkserver import ensure_running
+from kilo.worker import EXIT_UNLOADED
 
 RESTART_GRACE = 5.0
 """Seconds a worker has to end when it is to be restarted; then it is killed."""
@@ -115,6 +119,8 @@ class WorkerProcess:
         self._asked_to_end = self._hung = self._started = False
         self._began = self.heard = time.monotonic()
         ours, theirs = self._launcher.context.Pipe()
+        with socket.fromfd(ours.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            take_no_descriptors(end)
         try:
             process = self._launcher.process(self.name, self._config, theirs)
             process.start()
@@ -257,6 +263,10 @@ class WorkerProcess:
         how = f"killed by signal {-status}" if killed and status else f"exit status {status}"
         if status == 2:
             how += ", it cannot run as things are; its last message says why"
+        if status == EXIT_UNLOADED:
+            how += ", its code cannot be loaded; its last message says why"
+            if closed := closed_code(self._config):
+                how += f"; closed to it is {', '.join(closed)}"
         if not self._hung:
             self.last_error = f"ended after {lived:.1f} s: {how}"
         self._log.warn("worker ended", status=status, lived=round(lived, 1))

@@ -85,16 +85,18 @@ def test_preshared_keys_are_for_mesh_and_netctl_alone(mesh: Mesh, ada: Member) -
     mesh.cluster.do(lambda admin: admin.create_peer("phone", **spec))
     try:
         wait_until(lambda: SECRET in hostile(ada, "netctl", "overhear", "mesh", "plan"), 20, "it is planned")
-        assert SECRET in hostile(ada, "mesh", "overhear", "watcher", "cluster")
+        wait_until(lambda: SECRET in hostile(ada, "mesh", "overhear", "watcher", "cluster"), 20, "as heard")
         for worker, target, topic in (
             ("health", "watcher", "cluster"),
             ("health", "mesh", "plan"),
             ("cni", "mesh", "plan"),
             ("watcher", "mesh", "plan"),
         ):
-            heard = hostile(ada, worker, "overhear", target, topic)
-            assert KEY in heard
-            assert SECRET not in heard
+            heard: list[str] = []
+            while not heard or (KEY not in heard[-1] and len(heard) < 5):
+                heard.append(hostile(ada, worker, "overhear", target, topic))
+            assert KEY in heard[-1]
+            assert SECRET not in "".join(heard)
         assert hostile(ada, "cni", "overhear", "watcher", "cluster") == "EACCES"
         assert hostile(ada, "netctl", "overhear", "watcher", "cluster") == "EACCES"
     finally:

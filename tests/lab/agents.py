@@ -101,11 +101,25 @@ class Agent:
 
     def kill_worker(self, name: str) -> int:
         """SIGKILL one worker; the process id that it had."""
-        pid = self.worker(name)
-        if not pid:
-            raise ProcessLookupError(f"{self.host.name} has no worker {name}")
-        os.kill(pid, signal.SIGKILL)
-        return pid
+        return self.signal_worker(name, signal.SIGKILL)
+
+    def signal_worker(self, name: str, number: int) -> int:
+        """Send a signal to one worker; the process id that it had.
+
+        One whose files were replaced (a file system was mounted there) ends by itself: then it is the next
+        one that gets it. Raises TimeoutError if none comes.
+        """
+
+        def sent() -> bool:
+            if pid := self.worker(name):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                    pids.append(pid)
+            return bool(pids)
+
+        pids: list[int] = []
+        wait_until(sent, 5, f"{self.host.name} has a worker {name}")
+        return pids[0]
 
     def await_worker(self, name: str, other_than: int = 0, seconds: float = 20) -> float:
         """Wait until the worker is ready, in a process other than that; the seconds it took."""

@@ -7,10 +7,16 @@ machine's loopback until it is interrupted. Exit status 0 if every pod reached e
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
+
+if __name__ == "__main__":
+    signal.signal(
+        signal.SIGINT, lambda number, frame: os._exit(130)
+    )  # while all this loads, nothing is there
+
+import argparse
+import json
 import socket
 import sys
 import threading
@@ -193,9 +199,9 @@ def main() -> int:
         except OSError as e:
             sys.exit(f"cannot serve on 127.0.0.1:{options.port}: {e.strerror}; choose another with --port")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    signal.signal(signal.SIGINT, stop)  # a shell's background job has it ignored
     say = Progress()
     try:
+        signal.signal(signal.SIGINT, stop)  # a shell's background job has it ignored
         return run(options, say)
     except KeyboardInterrupt:
         say("nothing is left")

@@ -125,8 +125,6 @@ LEGACY = "iptables-legacy-save | grep -i kilo; ip6tables-legacy-save | grep -i k
 SETS = "ipset save | sort"
 LEGACY_LIMIT = 12.0
 """Seconds: nothing tells of changes to legacy tables, so they wait for the next resync, here after 10 s."""
-LOOKS_AT_PEERS = 5.0
-"""Seconds: nothing tells of changes to WireGuard's peers, so they are looked at."""
 _FLUSH_LEGACY = "for table in nat filter mangle; do iptables-legacy -t $table -F; done"
 _EMPTY_A_SET = "nft flush set ip kilo no-masquerade-to"
 
@@ -190,8 +188,7 @@ def _stopped(worker: str) -> Callable[[World, Member], Whole]:
     """It hangs, until the parent ends it."""
 
     def strike(world: World, member: Member) -> Whole:
-        before = member.agent.worker(worker)
-        os.kill(before, signal.SIGSTOP)
+        before = member.agent.signal_worker(worker, signal.SIGSTOP)
         return lambda: (
             member.agent.worker(worker) not in (0, before) and (member.agent.phase(worker) == "ready")
         )
@@ -406,8 +403,8 @@ FAULTS = (
     _data("the MTU is changed", "ip link set kilo0 mtu 1300", MTU),
     _data("the interface is deleted", "ip link del kilo0", ADDRESS, ROUTES, PEERS),
     Fault("wireguard-go is killed", DATA, 1.0, _wireguard_go, costs=True),
-    Fault("a WireGuard peer is removed", DATA, LOOKS_AT_PEERS, _peer, costs=True),
-    Fault("allowed IPs are changed", DATA, LOOKS_AT_PEERS, _allowed_ips, costs=True),
+    Fault("a WireGuard peer is removed", DATA, 1.0, _peer, costs=True),
+    Fault("allowed IPs are changed", DATA, 1.0, _allowed_ips, costs=True),
     Fault("a route is changed", DATA, 1.0, _route_changed, costs=True),
     _data("the nftables table is deleted", "nft delete table ip kilo", NFTABLES, firewall="nftables"),
     _data("the ruleset is flushed", "nft flush ruleset", NFTABLES, firewall="nftables"),

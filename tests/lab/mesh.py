@@ -174,6 +174,7 @@ class Mesh:
             member.agent.terminate()
         self.cluster.delete_node(name)
         member.close()
+        self.underlay.site(member.spec.site).remove(member.host)
         member.host.close()
 
     def start_agents(self) -> None:

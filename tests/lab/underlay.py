@@ -29,6 +29,8 @@ class Site:
         self.number = number
         self.router = Host(f"router-{name}", logs)
         self.hosts: list[Host] = []
+        self._free: list[int] = []
+        """The numbers of members that have left, for those who come."""
         self.router.ip(
             "link add lan type bridge",
             "link set lan up",
@@ -46,8 +48,12 @@ class Site:
 
     def add(self, host: Host) -> None:
         """Put ``host`` on the LAN, with addresses on eth0, a default route, and an entry in /etc/hosts."""
-        number = len(self.hosts) + 2
-        self.hosts.append(host)
+        if self._free:
+            number = self._free.pop()
+            self.hosts[number - 2] = host
+        else:
+            self.hosts.append(host)
+            number = len(self.hosts) + 1
         connect(self.router, f"lan{number}", host, "eth0")
         self.router.ip(f"link set lan{number} master lan")
         host.ip(
@@ -57,6 +63,12 @@ class Site:
         )
         hosts = host.read("/etc/hosts")
         host.write("/etc/hosts", f"{hosts}{self.private(number)} {host.name}\n")
+
+    def remove(self, host: Host) -> None:
+        """Take ``host`` off the LAN; the next one that is added gets its addresses."""
+        number = self.hosts.index(host) + 2
+        self.router.ip(f"link del lan{number}")
+        self._free.append(number)
 
 
 class Underlay:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kilo.sockets import SO_PASSRIGHTS
 
 NUMBERS = itertools.count()
 
@@ -21,6 +24,16 @@ def pipe() -> Iterator[tuple[int, int]]:
     for fd in ends:
         with contextlib.suppress(OSError):
             os.close(fd)
+
+
+@pytest.fixture
+def refusable() -> bool:
+    """Whether this kernel lets a socket refuse descriptors that are sent to it: from Linux 6.16 on."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            return probe.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS) == 1
+        except OSError:
+            return False
 
 
 @pytest.fixture

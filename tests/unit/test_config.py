@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from kilo.config import FLAGS, Config, FlagError, differing, duration, load, split
+from kilo.config import FLAGS, Config, FlagError, differing, duration, first_word, load, split
 
 
 def config(*arguments: str, **environment: str) -> Config:
@@ -179,3 +179,21 @@ def test_what_differs_from_the_defaults_makes_the_same_config() -> None:
     assert msgspec.convert(found, Config) == config
     secret = load({"master": ["https://user:password@203.0.113.1"]}, {})
     assert "master" not in differing(secret)
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("status --mtu 1400", 0),
+        ("--mtu 1400 status", 2),
+        ("-mtu=1400 --local status", 2),
+        ("--hostname status", 2),
+        ("--unknown status", 1),
+        ("--local -- status", 2),
+        ("- status", 0),
+        ("--hostname", 1),
+        ("", 0),
+    ],
+)
+def test_the_first_word_is_no_flag_s_value(line: str, place: int) -> None:
+    assert first_word(line.split(), {flag.name: flag for flag in FLAGS}) == place

@@ -15,17 +15,22 @@ import pytest
 
 from kilo.log import LINE, Logger
 
+# Lines are written in several runs, and the fastest counts: a process that was held up from outside was
+# so in one of them, a logger that waits for its reader waits in each.
 Pipe = tuple[int, int]
 PROGRAM = """
 import sys, time
 from kilo.log import Logger, complain, own_outputs
 own_outputs()
 log = Logger("x")
-begun = time.monotonic()
-for number in range(3000):
-    log.info("x" * 200, number=number)
-    complain("y" * 200)
-open(sys.argv[1], "w").write(str(time.monotonic() - begun))
+times = []
+for _ in range(5):
+    begun = time.monotonic()
+    for number in range(600):
+        log.info("x" * 200, number=number)
+        complain("y" * 200)
+    times.append(time.monotonic() - begun)
+open(sys.argv[1], "w").write(str(min(times)))
 sys.stdin.read(1)
 log.info("last")
 """
@@ -42,22 +47,28 @@ def drain(fd: int) -> list[dict[str, object]]:
 
 def test_a_reader_that_is_gone_costs_the_lines_and_no_time(pipe: Pipe) -> None:
     os.close(pipe[0])
-    log = Logger("x", fd=pipe[1])
-    begun = time.monotonic()
-    for _ in range(1000):
-        log.info("m")
-    assert time.monotonic() - begun < 0.5
-    assert log.dropped == 1000
+    times = []
+    for _ in range(3):
+        log = Logger("x", fd=pipe[1])
+        begun = time.monotonic()
+        for _ in range(1000):
+            log.info("m")
+        times.append(time.monotonic() - begun)
+        assert log.dropped == 1000
+    assert min(times) < 0.5
 
 
 def test_a_reader_that_stands_still_is_waited_for_once_and_briefly(pipe: Pipe) -> None:
     log = Logger("x", fd=pipe[1])
     for number in range(1000):
         log.info("x" * 200, number=number)
-    begun = time.monotonic()
-    for number in range(1000, 5000):
-        log.bind(a=1).info("x" * 200, number=number)
-    assert time.monotonic() - begun < 1
+    times = []
+    for first in range(1000, 5000, 1000):
+        begun = time.monotonic()
+        for number in range(first, first + 1000):
+            log.bind(a=1).info("x" * 200, number=number)
+        times.append(time.monotonic() - begun)
+    assert min(times) < 0.25
     before = drain(pipe[0])
     assert [line["number"] for line in before] == list(range(len(before))), "whole lines, in order"
     dropped = log.dropped
@@ -70,8 +81,9 @@ def test_a_reader_that_stands_still_is_waited_for_once_and_briefly(pipe: Pipe) -
     assert log.dropped == dropped
 
 
-def test_a_reader_that_is_only_slow_loses_nothing(pipe: Pipe) -> None:
+def test_a_reader_that_is_only_slow_loses_nothing(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A burst of three times what a pipe holds, and a reader that wakes up when there is something."""
+    monkeypatch.setattr("kilo.log.PATIENCE", 10.0)
     with subprocess.Popen(["wc", "-l"], stdin=pipe[0], stdout=subprocess.PIPE) as reader:
         log = Logger("x", fd=pipe[1])
         for number in range(700):
@@ -93,11 +105,11 @@ def test_several_on_an_output_that_nobody_reads(where: str, pipe: Pipe, tmp_path
     ]
     try:
         for file in times:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not (file.exists() and file.read_text()):
                 assert time.monotonic() < end
                 time.sleep(0.02)
-            assert float(file.read_text()) < 2
+            assert float(file.read_text()) < 0.4, "for a fifth of the lines"
         assert os.get_blocking(w), "the others who have it open do not notice"
     finally:
         threading.Thread(target=lambda: [p.communicate(b"\n") for p in programs]).start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,23 +29,38 @@ def test_workers_beat_at_the_same_moments_whenever_they_started(contexts: list[C
         due.append(context.heartbeats().due)
         time.sleep(0.23)
     for moment in due:
-        assert (moment - due[0] + HEARTBEAT / 2) % HEARTBEAT == pytest.approx(HEARTBEAT / 2, abs=0.001)
+        assert (moment - due[0] + HEARTBEAT / 2) % HEARTBEAT == pytest.approx(HEARTBEAT / 2, abs=0.05)
 
 
-def test_the_first_heartbeat_does_not_wait_for_that_moment(contexts: list[Context], tmp_path: Path) -> None:
+def run_until(condition: Callable[[], object], *loops: Loop) -> None:
+    """Serve all of them in turns, for 5 seconds at most."""
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        for loop in loops:
+            loop.run_for(0.02)
+
+
+def test_the_first_heartbeat_does_not_wait_for_that_moment(
+    contexts: list[Context], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is sent in the first round of the loop, while the clock stands still before that moment."""
     mesh = contexts[0]
     listener = Loop()
-    heard: list[float] = []
-    Subscription(listener, str(tmp_path), state_of("mesh"), lambda change: heard.append(time.monotonic()))
-    while not 0.1 < time.monotonic() % HEARTBEAT < 0.4:  # half of the period, and more, is still to come
-        time.sleep(0.02)
-    begun = time.monotonic()
-    mesh.heartbeats()
-    mesh.loop.run_for(0.1)
-    listener.run_for(0.2)
+    heard: list[int] = []
+    Subscription(
+        listener, str(tmp_path), state_of("mesh"), lambda change: heard.append(change.upserts["state"].beat)
+    )
+    with monkeypatch.context() as clock:
+        now = time.monotonic() // HEARTBEAT * HEARTBEAT + HEARTBEAT / 4
+        clock.setattr(time, "monotonic", lambda: now)
+        mesh.heartbeats()
+        mesh.loop.stop()
+        mesh.loop.run()
+    assert mesh.state.state["state"].beat == 1
+    assert not mesh.state.flush(), "it was not sent"
+    run_until(lambda: heard, mesh.loop, listener)
     listener.close()
     assert heard, "nothing was sent"
-    assert heard[0] - begun < HEARTBEAT / 2
 
 
 def test_being_ready_is_told_at_once(contexts: list[Context], tmp_path: Path) -> None:
@@ -58,6 +73,7 @@ def test_being_ready_is_told_at_once(contexts: list[Context], tmp_path: Path) ->
     )
     mesh.report.ready()
     mesh.report.ready()
+    run_until(lambda: phases, mesh.loop, listener)
     mesh.loop.run_for(0.1)
     listener.run_for(0.2)
     listener.close()

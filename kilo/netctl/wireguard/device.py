@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from kilo.errors import TemporaryError
 from kilo.model.keys import PresharedKey
 from kilo.netctl.key import PrivateKey
 
 NO_ENDPOINT = ("", 0)
+
+Raw = TypeVar("Raw", str, bytes)
 
 
 class DeviceRefused(TemporaryError):
@@ -34,6 +36,10 @@ class PeerState(NamedTuple):
     last_handshake: int = 0
     received_bytes: int = 0
     sent_bytes: int = 0
+
+
+Parsed = dict[Raw, tuple[str, PeerState]]
+"""Peers of an answer, public key and state, by what they were parsed from: the next says mostly the same."""
 
 
 @dataclass

@@ -34,6 +34,7 @@ from kilo.netctl.wireguard.device import (
     NO_ENDPOINT,
     DeviceRefused,
     DeviceState,
+    Parsed,
     PeerChange,
     PeerState,
     one_by_one,
@@ -63,6 +64,7 @@ class Kernel:
     def __init__(self, interface: str) -> None:
         self._name = text(_DEVICE_IFNAME, interface)
         self._netlink = Netlink(NETLINK_GENERIC)
+        self._parsed: Parsed[bytes] = {}
         try:
             self._family = generic.family(self._netlink, _FAMILY)
         except TemporaryError:
@@ -71,8 +73,11 @@ class Kernel:
 
     def read(self) -> DeviceState:
         state = DeviceState()
+        parsed: Parsed[bytes] = {}
         for message in self._netlink.dump(self._family, generic.body(_GET_DEVICE, self._name)):
-            parse_device(state, message.data, message.start + generic.HEADER, message.end)
+            start = message.start + generic.HEADER
+            parsed |= parse_device(state, message.data, start, message.end, self._parsed)
+        self._parsed = parsed
         return state
 
     def configure(self, private_key: PrivateKey | None, listen_port: int | None) -> None:
@@ -149,8 +154,13 @@ def _allowed_ip(network: str) -> bytes:
     )
 
 
-def parse_device(state: DeviceState, data: bytes, start: int, end: int) -> None:
-    """Take one message of a listing into ``state``. A peer may be continued in the next message."""
+def parse_device(
+    state: DeviceState, data: bytes, start: int, end: int, before: Parsed[bytes]
+) -> Parsed[bytes]:
+    """Take one message of a listing into ``state``; its peers, for the next listing's ``before``.
+
+    A peer may be continued in the next message.
+    """
     found = parse(data, start, end)
     key = found.get(_DEVICE_PRIVATE_KEY, _NO_KEY)
     if key != _NO_KEY:
@@ -158,21 +168,22 @@ def parse_device(state: DeviceState, data: bytes, start: int, end: int) -> None:
     if _DEVICE_LISTEN_PORT in found:
         (state.listen_port,) = U16.unpack(found[_DEVICE_LISTEN_PORT])
     peers = found.get(_DEVICE_PEERS, b"")
+    parsed: Parsed[bytes] = {}
     for _, peer_start, peer_end in walk(peers, 0, len(peers)):
-        values = parse(peers, peer_start, peer_end)
-        public_key = base64.b64encode(values[_PEER_PUBLIC_KEY]).decode()
-        networks = frozenset(_networks(values.get(_PEER_ALLOWEDIPS, b"")))
-        earlier = state.peers.get(public_key)
-        if earlier is None:
-            state.peers[public_key] = _parse_peer(values, networks)
-        else:
-            state.peers[public_key] = earlier._replace(allowed_ips=earlier.allowed_ips | networks)
+        raw = peers[peer_start:peer_end]
+        parsed[raw] = public_key, peer = before.get(raw) or _parse_peer(raw)
+        if (earlier := state.peers.get(public_key)) is not None:
+            peer = earlier._replace(allowed_ips=earlier.allowed_ips | peer.allowed_ips)
+        state.peers[public_key] = peer
+    return parsed
 
 
-def _parse_peer(values: dict[int, bytes], networks: frozenset[str]) -> PeerState:
+def _parse_peer(raw: bytes) -> tuple[str, PeerState]:
+    """Public key and state; of a peer that is continued, with a part of its networks."""
+    values = parse(raw, 0, len(raw))
     psk = values.get(_PEER_PRESHARED_KEY, _NO_KEY)
-    return PeerState(
-        allowed_ips=networks,
+    return base64.b64encode(values[_PEER_PUBLIC_KEY]).decode(), PeerState(
+        allowed_ips=frozenset(_networks(values.get(_PEER_ALLOWEDIPS, b""))),
         endpoint=_endpoint(values[_PEER_ENDPOINT]) if _PEER_ENDPOINT in values else NO_ENDPOINT,
         keepalive=U16.unpack(values[_PEER_KEEPALIVE])[0] if _PEER_KEEPALIVE in values else 0,
         preshared_key=None if psk == _NO_KEY else PresharedKey(base64.b64encode(psk).decode()),

@@ -22,6 +22,7 @@ from kilo.netctl.wireguard.device import (
     NO_ENDPOINT,
     DeviceRefused,
     DeviceState,
+    Parsed,
     PeerChange,
     PeerState,
     one_by_one,
@@ -80,9 +81,11 @@ class Userspace:
         self._path = socket_path(interface)
         self._socket: socket.socket | None = None
         self._owed: _Owed | None = None
+        self._parsed: Parsed[str] = {}
 
     def read(self) -> DeviceState:
-        return parse(self._ask("get=1\n\n"))
+        state, self._parsed = parse(self._ask("get=1\n\n"), self._parsed)
+        return state
 
     def configure(self, private_key: PrivateKey | None, listen_port: int | None) -> None:
         lines = ["set=1"]
@@ -198,10 +201,14 @@ def render(change: PeerChange) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse(answer: str) -> DeviceState:
-    """The state that an answer to ``get=1`` describes. Raises TemporaryError if it makes no sense."""
+def parse(answer: str, before: Parsed[str]) -> tuple[DeviceState, Parsed[str]]:
+    """The state that an answer to ``get=1`` describes, and its peers for the next answer's ``before``.
+
+    Raises TemporaryError if it makes no sense.
+    """
     head, *peers = answer.split("public_key=")
     state = DeviceState()
+    parsed: Parsed[str] = {}
     try:
         for line in head.splitlines():
             name, _, value = line.partition("=")
@@ -210,10 +217,11 @@ def parse(answer: str) -> DeviceState:
             elif name == "listen_port":
                 state.listen_port = int(value)
         for block in peers:
-            state.peers[_base64(block[:64])] = _parse_peer(block[65:])
+            parsed[block] = key, peer = before.get(block) or (_base64(block[:64]), _parse_peer(block[65:]))
+            state.peers[key] = peer
     except (ValueError, ProtocolError) as e:
         raise TemporaryError(f"an answer of the WireGuard device makes no sense: {e}") from e
-    return state
+    return state, parsed
 
 
 def _parse_peer(block: str) -> PeerState:

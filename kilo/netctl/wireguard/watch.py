@@ -10,6 +10,8 @@ from kilo.netctl.wireguard.device import PeerState
 
 COUNTS_PERIOD = 30.0
 """Seconds between updates of byte counts alone: they change all the time, and nobody acts on them."""
+TIMES_PERIOD = 4.5
+"""Seconds between updates of handshakes alone: of a thousand peers some make one every second."""
 
 
 class PeerStates:
@@ -17,7 +19,7 @@ class PeerStates:
 
     def __init__(self, publisher: Publisher[WireGuardPeerState]) -> None:
         self._publisher = publisher
-        self._counted = float("-inf")
+        self._counted = self._timed = float("-inf")
         self._last: dict[str, PeerState] = {}
 
     def __len__(self) -> int:
@@ -28,23 +30,31 @@ class PeerStates:
         """``peers`` by public key, as the device has them; ``now`` in monotonic seconds."""
         publisher = self._publisher
         counts = now - self._counted >= COUNTS_PERIOD
+        times = now - self._timed >= TIMES_PERIOD
         if counts:
             self._counted = now
+        if times:
+            self._timed = now
         last = self._last
         for key in last.keys() - peers.keys():
             del last[key]
             publisher.remove(key)
         for key, peer in peers.items():
             old = last.get(key)
-            if old is not None and not counts:
-                same = old.endpoint == peer.endpoint and old.last_handshake == peer.last_handshake
-                if same and old.allowed_ips == peer.allowed_ips:
-                    continue
-            elif old == peer:
+            if old is peer or (old is not None and not _is_news(old, peer, times, counts)):
                 continue
             last[key] = peer
             publisher.put(key, state_of(key, peer))
         publisher.flush()
+
+
+def _is_news(old: PeerState, peer: PeerState, times: bool, counts: bool) -> bool:
+    """Whether ``peer``, which was told as ``old``, is told again. A first handshake is at once."""
+    if old.endpoint != peer.endpoint or old.allowed_ips != peer.allowed_ips:
+        return True
+    if old.last_handshake != peer.last_handshake and (times or not old.last_handshake):
+        return True
+    return counts and old != peer
 
 
 def state_of(public_key: str, peer: PeerState) -> WireGuardPeerState:

@@ -75,12 +75,17 @@ def test_a_flood_of_states_costs_a_part_of_a_processor(loop: Loop, tmp_path: Pat
     before, used, begun = resident(), time.process_time(), time.monotonic()
     with forger(tmp_path, b"mesh.state", messages):
         Subscription(loop, str(tmp_path), state_of("mesh"), on_state)
-        loop.run_for(5)
+        longest = 0.0
+        while time.monotonic() - begun < 5:
+            turn = time.thread_time()
+            loop.run_for(0.1)
+            longest = max(longest, time.thread_time() - turn)
         passed = time.monotonic() - begun
         assert len(beats) >= 3, "it is heard all the same"
         assert (time.process_time() - used) / passed < 0.3
         assert resident() - before < MEMORY
-        assert passed < 5.5
+        assert longest < 0.5, "seconds of the processor in one turn"
+        assert passed < 8
 
 
 def test_a_message_that_is_too_long_is_not_taken_in(loop: Loop, tmp_path: Path) -> None:
@@ -116,8 +121,10 @@ def test_a_truncated_message_changes_nothing(loop: Loop, tmp_path: Path) -> None
             lambda change: None,
             lambda name, reason: bad.append(reason),
         )
-        loop.run_for(0.5)
+        end = time.monotonic() + 10
+        while len(bad) < 5 and time.monotonic() < end:
+            loop.run_for(0.05)
     assert not follower.complete
     assert follower.state == {}
-    assert bad
+    assert len(bad) >= 5
     assert all(reason.startswith("does not decode") for reason in bad)

@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
-from kilo.cli.doctor import findings
+from kilo.cli.doctor import findings, main
 from kilo.config import Config
 from kilo.doctor import host
 from kilo.doctor.agent import handshakes
@@ -76,7 +78,61 @@ def test_a_host_that_has_all(tmp_path: Path, cni: Path) -> None:
         "go agent",
     ):
         assert found[check][0] == "ok", found[check]
-    assert found["agent"][0] == "warn"
+    assert {check for check, (verdict, _, _) in found.items() if verdict == "fail"} == {"agent", "api"}
+
+
+def test_that_no_agent_runs_is_said_first_and_is_wrong(tmp_path: Path, cni: Path) -> None:
+    """Whoever asks because the mesh does not follow reads that, and not ten lines of what is well."""
+    command = [
+        sys.executable,
+        "-m",
+        "kilo",
+        "doctor",
+        f"--run-dir={tmp_path}/run",
+        "--master=http://127.0.0.1:9",
+    ]
+    done = subprocess.run(
+        ["unshare", "-n", *command], capture_output=True, text=True, timeout=40, check=False
+    )
+    assert done.returncode == 1
+    said, mend, *_ = done.stdout.splitlines()
+    assert said.startswith(f"FAIL  agent: no agent runs here: nothing answers in {tmp_path}/run")
+    assert "the defaults" in said
+    assert mend.strip().startswith("start it") and "--run-dir" in mend
+
+
+def test_that_it_is_down_shows_in_the_status_where_all_else_is_well(
+    tmp_path: Path, cni: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kilo.doctor.host.CHECKS", ())
+    monkeypatch.setattr("kilo.doctor.api.checks", lambda config: iter(()))
+    assert main(Config(run_dir=str(tmp_path / "run")), "text") == 1
+    assert capsys.readouterr().out.count("FAIL") == 1
+
+
+def test_who_may_not_look_is_not_told_that_it_is_down(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    finding = as_nobody(lambda: next(findings(Config(run_dir=str(tmp_path / "run")), "")))
+    assert finding.verdict == "warn"
+    assert "no right to" in finding.found and "root" in finding.mend
+
+
+def as_nobody(work: Callable[[], Finding]) -> Finding:
+    """What ``work`` finds as a user without rights."""
+    with tempfile.TemporaryFile() as told:
+        pid = os.fork()
+        if not pid:
+            try:
+                os.setgroups([])
+                os.setresuid(65534, 65534, 65534)
+                told.write(msgspec.json.encode(work()))
+                told.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        told.seek(0)
+        return msgspec.json.decode(told.read(), type=Finding)
 
 
 class Wrong(NamedTuple):
@@ -123,7 +179,8 @@ def test_what_cannot_be_looked_at_costs_no_other_check(
         raise error
 
     monkeypatch.setattr("kilo.doctor.host.CHECKS", (subnet, host.forwarding))
-    found = findings(Config(run_dir=str(tmp_path), kubeconfig=str(tmp_path / "none")))
+    found = findings(Config(run_dir=str(tmp_path), kubeconfig=str(tmp_path / "none")), "")
+    assert [next(found).check, next(found).check] == ["agent", "flags"]
     first, second = next(found), next(found)
     assert (first.check, first.verdict) == ("subnet", "unknown")
     assert str(error) in first.found
@@ -147,9 +204,10 @@ def test_one_thing_that_is_wrong(tmp_path: Path, cni: Path, wrong: Wrong) -> Non
 
 def test_who_has_the_port(tmp_path: Path) -> None:
     listen = "import socket, time; s = socket.socket(2, 2); s.bind(('127.0.0.1', 51820)); time.sleep(30)"
+    bound = "until ss -lun | grep -q :51820; do sleep 0.05; done"
     found = doctor(
         tmp_path,
-        before=f'ip link set lo up; "{sys.executable}" -c "{listen}" & trap "kill $!" EXIT; sleep 0.7',
+        before=f'ip link set lo up; "{sys.executable}" -c "{listen}" & trap "kill $!" EXIT; {bound}',
     )
     verdict, said, _ = found["port"]
     assert verdict == "fail"

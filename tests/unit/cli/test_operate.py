@@ -17,6 +17,7 @@ import pytest
 
 from kilo.bus import PLAN, PROBLEMS, TOPOLOGY, WIREGUARD, WORKERS, Loop, Publisher, state_of
 from kilo.bus.publisher import Outlet
+from kilo.cli.operate import MISSED_AFTER
 from kilo.model.host import Failure, WireGuardPeerState, WorkerState
 from kilo.model.keys import PresharedKey
 from kilo.model.node import Problem
@@ -146,10 +147,15 @@ def test_a_plan_that_is_not_applied_for_long_is_no_health(
     workers: Workers, tmp_path: Path, gauges: dict[str, float], late: float | None, said: str
 ) -> None:
     """It is judged as ``/ready`` does: a plan that has just come is no fault."""
-    if late is not None:
-        gauges = {**gauges, "unapplied_since": time.time() - late}
-    workers.states["netctl"].put("state", WorkerState("netctl", 1000, time.time(), "ready", 1, gauges=gauges))
-    workers.states["netctl"].flush()
+
+    def say() -> None:
+        since = {} if late is None else {"unapplied_since": time.time() - late}
+        state = WorkerState("netctl", 1000, time.time(), "ready", 1, gauges=gauges | since)
+        workers.states["netctl"].put("state", state)
+        workers.states["netctl"].flush()
+
+    say()
+    workers.loop.call_every(0.5, say)  # it stays as late as it is, however long the command takes
     workers.thread.start()
     done = kg(tmp_path, "status")
     assert done.returncode == (1 if said else 0)
@@ -325,11 +331,21 @@ def test_tail_says_who_does_not_answer(few: Workers, tmp_path: Path) -> None:
         tailing(tmp_path, "cni") as one,
         tailing(tmp_path, "mesh") as other,
     ):
-        time.sleep(4)
+        assert other.stdout and all_of_them.stderr and one.stderr
+        processes = (all_of_them, one, other)
+        deadlines = [threading.Timer(40, process.kill) for process in processes]
+        for deadline in deadlines:
+            deadline.start()
+        assert other.stdout.readline()
+        heard = time.monotonic()
+        lines = [all_of_them.stderr.readline(), one.stderr.readline(), ""]
+        time.sleep(max(0.0, heard + MISSED_AFTER + 0.5 - time.monotonic()))
         said = []
-        for process in (all_of_them, one, other):
+        for process, line, deadline in zip(processes, lines, deadlines, strict=True):
             process.send_signal(signal.SIGINT)
-            said.append((process.communicate(timeout=10)[1], process.returncode))
+            assert process.stderr
+            said.append((line + process.stderr.read(), process.wait(20)))
+            deadline.cancel()
     missed = f"kg tail: no answer from cni in {tmp_path}; waiting\n"
     assert said == [(missed, 0), (missed, 3), ("", 0)]
 

@@ -260,6 +260,8 @@ def test_who_is_left_out_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         (json.dumps([PEER]), "item 1 is a Peer, not a Node; it takes what kubectl get nodes -o json prints"),
         (json.dumps([*NODES[:1], 5]), "item 2 is not an object"),
         ('{"kind": "Pod", "metadata": {"name": "x"}}', "item 1 is a Pod, not a Node"),
+        ('{"kind": "PodList", "items": [{"metadata": {"name": "x"}}]}', "is a PodList, not a List of Nodes"),
+        ('{"kind": "PeerList", "items": []}', "is a PeerList, not a List of Nodes"),
     ],
 )
 def test_a_file_that_holds_no_nodes(

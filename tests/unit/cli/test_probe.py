@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +33,7 @@ def bus(run_dir: Path) -> Iterator[Bus]:
     bus.close()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PATIENCE", 0.5)
 
@@ -55,12 +56,23 @@ def test_a_state_of_many_kilobytes_is_read(bus: Bus, run_dir: Path) -> None:
         assert probe.main(["mesh", str(run_dir)]) == probe.ALIVE
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_worker_whose_loop_stands_still_does_not(
     bus: Bus, run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bus.put(state_of("mesh"), state=state("mesh"))
-    bus.loop.post(lambda: time.sleep(1.5))
-    assert probe.main(["mesh", str(run_dir)]) == probe.SILENT
+    stands, go_on = threading.Event(), threading.Event()
+
+    def stand_still() -> None:
+        stands.set()
+        go_on.wait()
+
+    bus.loop.post(stand_still)
+    try:
+        assert stands.wait(20)
+        assert probe.main(["mesh", str(run_dir)]) == probe.SILENT
+    finally:
+        go_on.set()
     assert "mesh does not answer" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,10 +14,11 @@ from kilo.errors import TemporaryError
 from kilo.log import Logger
 from kilo.model.plan import PlanItem, Route
 from kilo.netctl import passes
-from kilo.netctl.fights import MANY, Fights
+from kilo.netctl.fights import CALM, MANY, Fights
 from kilo.netctl.passes import Passes
 from kilo.netctl.reconcile import Outcome
 from kilo.worker import Reporter
+from tests.feeding import eventually
 
 
 class Played:
@@ -266,11 +268,18 @@ def test_what_is_left_undone_on_purpose_makes_no_plan_late(box: Box) -> None:
 
 def test_who_is_fought_is_told_once_and_so_is_the_end(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "RETRY", 0.001)
-    box.fights.calm = 0.2
+    now = time.monotonic()
+    monkeypatch.setattr(passes, "time", SimpleNamespace(monotonic=lambda: now))
+
+    def no_pass() -> bool:
+        ended = len(box.settled)
+        box.loop.run_for(0.05)
+        return len(box.settled) == ended
+
     box.plan("a")
     box.run()
     for _ in range(MANY + 3):
-        box.fights.repaired("route/x", time.monotonic())
+        box.fights.repaired("route/x", now)
         box.two.outcomes = [Outcome("route/x", repair=True)]
         box.passes.request()
         box.run()
@@ -278,17 +287,18 @@ def test_who_is_fought_is_told_once_and_so_is_the_end(box: Box, monkeypatch: pyt
     assert "somebody keeps undoing route/x" in box.report.failing["fight/route/x"].message
     assert box.report.errors == {"fight": 1} and box.passes.repairs == MANY + 3
     assert box.settled.pop(), "it is as planned just now"
-    box.fights.may_repair("route/x", time.monotonic())
+    now += 1
+    box.fights.may_repair("route/x", now)
     box.run()
     assert not box.settled.pop(), "and now it is not"
-    box.fights.repaired("route/x", time.monotonic())
-    while box.passes.fought:
-        box.run()
+    box.fights.repaired("route/x", now)
+    now += CALM - 1
+    box.run()
+    assert box.report.failing.keys() == {"fight/route/x"}, "it is not over yet"
+    now += 1
+    box.run()
     assert box.report.failing == {} and box.settled.pop()
-    box.loop.run_for(0.05)
-    ended = len(box.settled)
-    box.loop.run_for(0.05)
-    assert len(box.settled) == ended, "no pass without a reason"
+    eventually(no_pass, what="no pass without a reason")
 
 
 def test_of_many_that_are_fought_some_are_named(box: Box) -> None:

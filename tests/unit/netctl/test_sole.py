@@ -32,7 +32,7 @@ def test_there_is_one_and_the_other_is_told_who(host: Host) -> None:
         TemporaryError, match=rf"another netctl \(pid {os.getpid()}\) has the interface kilo0 in this network"
     ):
         Claim("kilo0", LOG, patience=0.2)
-    assert 0.2 <= time.monotonic() - begun < 1
+    assert 0.2 <= time.monotonic() - begun < 2.5
     Claim("kilo1", LOG).close()
     first.close()
     Claim("kilo0", LOG).close()
@@ -49,11 +49,28 @@ def test_another_network_namespace_is_another_matter(host: Host) -> None:
 
 
 def test_a_predecessor_that_ends_holds_up_no_longer_than_it_lives(host: Host) -> None:
-    first = Claim("kilo0", LOG)
-    threading.Timer(0.3, first.close).start()
-    begun = time.monotonic()
-    Claim("kilo0", LOG).close()
-    assert 0.25 < time.monotonic() - begun < 0.6
+    """Of a few tries one must be quick: this process may be held up between the two times."""
+
+    def held_up() -> float:
+        """Seconds from the end of the first to the claim of the second."""
+        first = Claim("kilo0", LOG)
+        closed: list[float] = []
+
+        def close() -> None:
+            closed.append(time.monotonic())
+            first.close()
+
+        begun = time.monotonic()
+        closing = threading.Timer(0.3, close)
+        closing.start()
+        second = Claim("kilo0", LOG)
+        claimed = time.monotonic()
+        closing.join()
+        second.close()
+        assert closed[0] <= claimed < begun + 2.5
+        return claimed - closed[0]
+
+    assert any(held_up() < 0.3 for _ in range(5))
 
 
 def test_many_who_ask_are_let_go(host: Host) -> None:

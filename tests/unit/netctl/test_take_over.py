@@ -10,13 +10,14 @@ import itertools
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from kilo.model.plan import Firewall, PlanItem, Route
 from tests.feeding import eventually
-from tests.unit.netctl.firewall.hosts import Namespace, entries
+from tests.unit.netctl.firewall.hosts import SO_RCVBUFFORCE, Namespace, entries
 from tests.unit.netctl.hosts import Host, ip, lines
 from tests.unit.netctl.plans import key
 from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box
@@ -78,7 +79,7 @@ class Streams:
     """
 
     def __init__(self, pod: Namespace, outside: Namespace) -> None:
-        self._over = threading.Event()
+        self._over, self._drained = threading.Event(), threading.Event()
         self._sent = 0
         self._arrived: dict[str, dict[int, str]] = {name: {} for name in (KNOWN, STRANGER)}
         self._receivers = []
@@ -93,6 +94,7 @@ class Streams:
     @staticmethod
     def _bound(address: str, port: int = 0) -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)  # whoever reads may be held up
         made.bind((address, port))
         return made
 
@@ -113,7 +115,7 @@ class Streams:
                 try:
                     data, sender = listening.recvfrom(64)
                 except TimeoutError:
-                    if self._over.is_set():
+                    if self._drained.is_set():
                         return
                     continue
                 self._arrived[address][int(data)] = sender[0]
@@ -127,6 +129,10 @@ class Streams:
         """By destination: how many packets were lost, and the sources of those that arrived."""
         self._over.set()
         self._sending.result()
+        end = time.monotonic() + 5
+        while any(len(a) < self._sent for a in self._arrived.values()) and time.monotonic() < end:
+            time.sleep(0.02)
+        self._drained.set()
         for receiver in self._receivers:
             receiver.join()
         return {

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from tests.unit.sandbox import deeds
 Inside = Callable[..., Any]
 
 
-def command(deed: str, *arguments: object) -> list[str]:
+FEWER_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner", "--inh-caps=-all"]
+"""Before a command: root that may pass over no permissions, as in a container with only what it needs."""
+
+
+def command(deed: str, *arguments: object, before: Sequence[str] = ()) -> list[str]:
     """Runs a function of deeds.py in a mount namespace of its own."""
     inner = [sys.executable, "-m", "tests.unit.sandbox.room", deed, json.dumps(arguments)]
-    return ["unshare", "--mount", *inner]
+    return ["unshare", "--mount", *before, *inner]
 
 
 def inside(deed: Callable[..., Any], *arguments: object) -> Any:

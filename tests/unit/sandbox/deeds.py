@@ -27,7 +27,7 @@ from kilo.sandbox.landlock import CREATE_RULESET
 from kilo.sandbox.profile import Refusals, with_identity_as_it_is
 from kilo.sandbox.profiles import code, profile_for
 from kilo.sandbox.status import mask_of, read_status
-from kilo.supervisor.child import run_worker
+from kilo.supervisor.child import give_up_privileges, run_worker
 
 UID, GROUP = 11072, 11071
 MACHINE = seccomp.ARCHITECTURES[os.uname().machine]
@@ -61,7 +61,7 @@ def told(result: Result) -> dict[str, Any]:
 
 
 def number_of(name: str) -> int:
-    return seccomp.DENIED[name][MACHINE.column]
+    return (seccomp.DENIED | seccomp.PROCESSES)[name][MACHINE.column]
 
 
 def connect(port: int) -> None:
@@ -144,6 +144,72 @@ def tries_what_is_its_own(place: str) -> dict[str, str]:
             "run": lambda: subprocess.run(["/usr/bin/true"], check=True),
         }
     )
+
+
+def tries_to_make_processes(place: str, processes: bool) -> dict[str, str]:
+    """By each way that there is, with a program that it may read and start; and a thread."""
+    programs = (Rule("/usr/bin", RUN), Rule("/lib64", RUN), Rule("/lib", RUN))
+    enter(profile(place, *programs, processes=processes))
+    nothing = libc.memory_of(b"/usr/bin/nothing\0")
+    clone3 = libc.memory_of(struct.pack("=11Q", 0, 0, 0, 0, signal.SIGCHLD, *[0] * 6))
+
+    def thread() -> None:
+        done: list[bool] = []
+        made = threading.Thread(target=done.append, args=(True,))
+        made.start()
+        made.join()
+        assert done
+
+    def child(make: Callable[[], int]) -> Callable[[], None]:
+        """Who is answered 0 is the child, and ends."""
+
+        def made() -> None:
+            if not (pid := make()):
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        return made
+
+    deeds: dict[str, Callable[[], object]] = {
+        "thread": thread,
+        "fork of the library": child(os.fork),
+        "clone": child(lambda: libc.syscall(MACHINE.clone, signal.SIGCHLD, 0, 0, 0, 0)),
+        "clone with files": child(lambda: libc.syscall(MACHINE.clone, 0x400 | signal.SIGCHLD, 0, 0, 0, 0)),
+        "clone3": lambda: libc.syscall(435, clone3, 88),
+        "posix_spawn": lambda: os.waitpid(os.posix_spawn("/usr/bin/true", ["true"], {}), 0),
+        "subprocess": lambda: subprocess.run(["/usr/bin/true"], check=True),
+        "execve": lambda: os.execv("/usr/bin/nothing", ["nothing"]),
+        "execveat": lambda: libc.syscall(number_of("execveat"), (1 << 64) - 1, nothing, 0, 0, 0),
+        "thread after that": thread,
+    }
+    if (fork := number_of("fork")) >= 0:  # not on arm64
+        deeds["fork"] = child(lambda: libc.syscall(fork))
+    if (vfork := number_of("vfork")) >= 0 and not processes:  # where it is allowed it would ruin our stack
+        deeds["vfork"] = lambda: libc.syscall(vfork)
+    return attempts(deeds)
+
+
+def forks_as(worker: str, place: str, sandbox: str) -> dict[str, str]:
+    """Whether what a worker ends up with lets it leave another process behind, at each level."""
+    config = Config(run_dir=place, sandbox=sandbox)
+    give_up_privileges(config, profile_for(worker, config), ())
+
+    def fork() -> None:
+        if not (pid := os.fork()):
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    return attempts({"fork": fork})
+
+
+def subprocess_says(place: str) -> list[str]:
+    """The exception of a program that may not be started, by name, and its text."""
+    enter(profile(place, Rule("/usr/bin", RUN), Rule("/lib64", RUN), Rule("/lib", RUN), processes=False))
+    try:
+        subprocess.run(["/usr/bin/true"], check=True, capture_output=True)
+    except Exception as e:  # noqa: BLE001 - whichever it is
+        return [type(e).__name__, str(e)]
+    return []
 
 
 def roots_files(place: str, secret: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from kilo.model.workers import WORKERS
 from kilo.sandbox import Result, read_status
 from kilo.sandbox.profile import Refusal
 from kilo.sandbox.seccomp import DENIED
@@ -91,6 +92,34 @@ def test_landlock_alone_keeps_root_from_roots_files_and_processes(own: str, plac
 
 def test_the_filter_alone_refuses_these_calls_to_one_with_all_capabilities() -> None:
     assert inside(deeds.filters_alone, NATIVE) == dict.fromkeys(NATIVE, "EPERM")
+
+
+def test_without_processes_none_is_made_and_threads_are(own: str) -> None:
+    found = inside(deeds.tries_to_make_processes, own, False)
+    assert (found.pop("thread"), found.pop("thread after that")) == ("ok", "ok")
+    assert found.pop("clone3") == "ENOSYS"
+    assert {"fork of the library", "clone", "posix_spawn", "subprocess", "execve", "execveat"} < set(found)
+    assert set(found.values()) == {"EPERM"}
+
+
+def test_with_processes_the_same_are_made(own: str) -> None:
+    found = inside(deeds.tries_to_make_processes, own, True)
+    assert found.pop("clone3") == "ENOSYS"
+    assert (found.pop("execve"), found.pop("execveat")) == ("ENOENT", "ENOENT")
+    assert set(found.values()) == {"ok"}
+
+
+@pytest.mark.parametrize("level, refuses", [("full", True), ("capabilities", True), ("off", False)])
+@pytest.mark.parametrize("worker", WORKERS)
+def test_who_can_leave_a_process_behind(own: str, worker: str, level: str, refuses: bool) -> None:
+    needs_none = worker in ("mesh", "cni")
+    found = inside(deeds.forks_as, worker, own, level)
+    assert found == {"fork": "EPERM" if needs_none and refuses else "ok"}
+
+
+def test_subprocess_raises_what_it_raises_where_a_program_may_not_be_started(own: str) -> None:
+    name, text = inside(deeds.subprocess_says, own)
+    assert (name, "Operation not permitted" in text) == ("PermissionError", True)
 
 
 def test_the_numbers_of_another_architecture_kill(own: str) -> None:

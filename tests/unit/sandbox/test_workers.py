@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import tenacity
 import yaml
 
 from kilo.bus import ANNOUNCE, CLUSTER, CNI, HOST, PLAN, TOPOLOGY, WORKERS
@@ -31,7 +34,7 @@ from tests.unit.health.samples import topology
 from tests.unit.mesh.states import host_of, node
 from tests.unit.netctl.hosts import Host, ip, lines
 from tests.unit.netctl.plans import mesh
-from tests.unit.sandbox.conftest import command
+from tests.unit.sandbox.conftest import FEWER_RIGHTS, command
 
 
 class Confined:
@@ -75,18 +78,24 @@ def start(place: Path) -> Iterator[Start]:
     with ExitStack() as stack:
         stack.callback(bus.close)
 
-        def start(worker: str, environment: dict[str, str] | None = None, **flags: Any) -> Confined:
-            return stack.enter_context(_confined(bus, worker, flags, environment or {}))
+        def start(
+            worker: str,
+            environment: dict[str, str] | None = None,
+            before: Sequence[str] = (),
+            **flags: Any,
+        ) -> Confined:
+            return stack.enter_context(_confined(bus, worker, flags, environment or {}, before))
 
         yield start
 
 
 @contextmanager
 def _confined(
-    bus: Bus, worker: str, flags: dict[str, Any], environment: dict[str, str]
+    bus: Bus, worker: str, flags: dict[str, Any], environment: dict[str, str], before: Sequence[str]
 ) -> Iterator[Confined]:
     values = {"run_dir": str(bus.run_dir), "hostname": "a", "resync_period": 300.0, **flags}
-    with subprocess.Popen(command("works", worker, values), env={**os.environ, **environment}) as process:
+    what = command("works", worker, values, before=before)
+    with subprocess.Popen(what, env={**os.environ, **environment}) as process:
         try:
             yield Confined(bus, worker, process)
         finally:
@@ -117,6 +126,29 @@ def test_mesh_plans(start: Start) -> None:
     worker.bus.put(HOST, host=host_of(local))
     worker.bus.update(CLUSTER, {"local": local, "node/n1": local, "node/n2": node("n2", "y")})
     worker.ready()
+    worker.end()
+
+
+@pytest.mark.parametrize("user", [12345, IDS["mesh"]])
+@pytest.mark.parametrize("before", [[], FEWER_RIGHTS], ids=["root", "fewer rights"])
+def test_one_whose_predecessor_hangs_waits_for_its_end(
+    start: Start, place: Path, before: list[str], user: int
+) -> None:
+    """Also if that has another user, as after an upgrade. 2 would mean that starting again does not help."""
+    home = place / "run/mesh"
+    with open(home / "lock", "w") as lock, socket.socket(socket.AF_UNIX) as bus:
+        bus.bind(str(home / "bus.sock"))
+        for path in (home, home / "lock", home / "bus.sock"):
+            os.chown(path, user, user)
+        (home / "lock").chmod(0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = start("mesh", before=before, hostname="n1")
+        assert waiting.process.wait(15) == 1
+        assert "another mesh runs here" in (home / "log").read_text()
+        assert (home / "bus.sock").exists()
+    worker = start("mesh", before=before, hostname="n1")
+    worker.state()
+    assert (home / "lock").stat().st_uid == IDS["mesh"]
     worker.end()
 
 
@@ -162,6 +194,19 @@ def test_health_serves_and_draws(start: Start) -> None:
     assert b"<text" in fetch(address, "/graph?layout=circo&format=svg").body
     assert fetch(address, "/metrics").status == 200
     worker.end()
+
+
+def test_a_worker_whose_code_was_not_installed(start: Start, place: Path) -> None:
+    """It is in a directory of somebody's own, which Python was told of."""
+    vendor = place / "vendor"
+    package = Path(tenacity.__file__).parent
+    shutil.copytree(package, vendor / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    worker = start("watcher", {"PYTHONPATH": str(vendor)}, master="http://127.0.0.1:9")
+    assert worker.state().phase == "starting"
+    entered = next(line for line in worker.log if line["level"] == "sandbox")
+    assert entered["refused"] == []
+    assert entered["landlock"]
+    worker.end(signal.SIGHUP)
 
 
 @pytest.mark.parametrize("mode, uid", [(0o644, IDS["watcher"]), (0o600, 0)])

@@ -90,8 +90,15 @@ class Agent:
         return {}
 
     def all_ready(self) -> dict[str, int]:
-        wait(lambda: len(self.pids()) == len(WORKERS))
-        return self.pids()
+        found: dict[str, int] = {}
+
+        def ready() -> bool:
+            nonlocal found
+            found = self.pids()
+            return len(found) == len(WORKERS)
+
+        wait(ready)
+        return found
 
     def terminate(self, number: int = signal.SIGTERM, seconds: float = 25) -> int:
         """Send the parent a signal and wait; its exit status."""

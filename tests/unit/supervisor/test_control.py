@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,17 +45,22 @@ def test_how_much_is_logged_can_be_changed_and_a_new_process_keeps_it(start: Cal
     time.sleep(0.3)
     assert not agent.logged("a detail")
     assert agent.ask("loglevel", "mesh", "debug").error == ""
-    wait(lambda: details(agent, "mesh") > 2, 3)
+    wait(lambda: details(agent, "mesh") > 2)
     os.kill(before["mesh"], signal.SIGKILL)
     agent.all_ready()
     seen = details(agent, "mesh")
-    wait(lambda: details(agent, "mesh") > seen + 2, 3)
+    wait(lambda: details(agent, "mesh") > seen + 2)
     assert details(agent, "cni") == 0
     assert agent.ask("loglevel", "all", "none").error == ""
-    time.sleep(0.3)
-    size = len(agent.log)
-    time.sleep(0.5)
-    assert len(agent.log) == size
+    size = -1
+
+    def silent() -> bool:
+        nonlocal size
+        before, size = size, len(agent.log)
+        time.sleep(0.5)
+        return size == before
+
+    wait(silent)
     assert agent.terminate() == 0
     assert len(agent.log) == size, "the parent is silent too"
 
@@ -63,6 +70,17 @@ def test_a_level_or_worker_that_there_is_not_is_refused(start: Callable[..., Age
     agent.all_ready()
     assert "'loud' is no level" in agent.ask("loglevel", "all", "loud").error
     assert "there is no worker 'cook'" in agent.ask("loglevel", "cook", "info").error
+
+
+def test_nobody_can_send_the_parent_a_descriptor(start: Callable[..., Agent], refusable: bool) -> None:
+    """It would have to close it, and stand still for as long as that takes."""
+    agent = start(mesh="give")
+    agent.all_ready()
+    assert agent.noted("mesh")[1] == ("refused" if refusable else "taken")
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.connect(str(agent.run_dir / "control.sock"))
+        with pytest.raises(PermissionError) if refusable else nullcontext():
+            socket.send_fds(caller, [b"?"], [caller.fileno()])
 
 
 def test_the_flags_that_are_not_the_defaults_are_told(start: Callable[..., Agent]) -> None:

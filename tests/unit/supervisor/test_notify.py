@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.supervisor.agents import Agent, children, wait
+from tests.unit.supervisor.test_starting import hold, standing
 
 Start = Callable[..., Agent]
 
@@ -46,16 +47,20 @@ def manager(address: str) -> Iterator[Manager]:
 
 
 def test_it_is_ready_when_all_configuration_is_good_and_says_what_is_wrong(
-    start: Start, manager: Manager, address: str
+    start: Start, manager: Manager, address: str, tmp_path: Path
 ) -> None:
-    agent = start(environment={"NOTIFY_SOCKET": address}, watcher="slow", mesh="never-ready")
-    wait(lambda: "started" in agent.noted("health"))
-    assert not manager.told("READY=1"), "the watcher has not started yet"
-    wait(lambda: manager.told("READY=1"), 5)
-    wait(lambda: manager.told("STATUS=mesh: starting"), 5)
+    hold(tmp_path, "watcher")
+    agent = start(environment={"NOTIFY_SOCKET": address}, mesh="never-ready")
+    with standing(tmp_path, "watcher"):
+        wait(lambda: "started" in agent.noted("health"))
+        wait(lambda: manager.told("STATUS="))
+        assert not manager.told("READY=1"), "the watcher has not started yet"
+        agent.order("watcher", "")
+    wait(lambda: manager.told("READY=1"))
+    wait(lambda: manager.told("STATUS=mesh: starting"))
     agent.order("mesh", "")
     agent.ask("restart", "mesh")
-    wait(lambda: manager.told("STATUS=healthy"), 5)
+    wait(lambda: manager.told("STATUS=healthy"))
     assert manager.told("READY=1") == 1
     assert not manager.told("WATCHDOG=1"), "nobody asked for it"
     assert agent.terminate() == 0

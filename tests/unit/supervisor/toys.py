@@ -7,6 +7,7 @@ with a NAME after that, one of them alone.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from multiprocessing.connection import Connection
@@ -32,6 +33,8 @@ def orders(home: Path, name: str) -> set[str]:
 class Toy:
     """Notes how it starts and ends, and does what it is told: see ``start``, ``stop`` and ``main``."""
 
+    leash = -1
+
     def __init__(self, context: Context) -> None:
         self.context = context
         self.home = Path(context.config.state_dir)
@@ -55,6 +58,8 @@ class Toy:
             self.context.loop.call_later(0.2, lambda: time.sleep(600))
         if "stuck-at-end" in what:
             self.context.loop.stop = lambda: None  # type: ignore[method-assign]
+        if "give" in what:
+            self.give()
         if "talk" in what:
             self.talk()
         if "debug" in what:
@@ -65,6 +70,15 @@ class Toy:
             self.context.report.gauges[APPLIED] = 1
         if "never-ready" not in what:
             self.context.report.ready()
+
+    def give(self) -> None:
+        """Send the parent a descriptor."""
+        with socket.fromfd(self.leash, socket.AF_UNIX, socket.SOCK_STREAM) as end:
+            try:
+                socket.send_fds(end, [b"?"], [0])
+                self.note("taken")
+            except PermissionError:
+                self.note("refused")
 
     def talk(self) -> None:
         for number in range(TALK):
@@ -89,7 +103,8 @@ def main(name: str, config: Config, leash: Connection) -> None:
     arrive(name)
     if "slow" in orders(Path(config.state_dir), name):
         time.sleep(1)  # as if it had much code to load
-    leave(run(name, Toy, config, leash.fileno()))
+    Toy.leash = leash.fileno()
+    leave(run(name, Toy, config, Toy.leash))
 
 
 def program(run_dir: str, home: str, name: str = "") -> int:

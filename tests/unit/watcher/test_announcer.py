@@ -17,7 +17,7 @@ from kilo.watcher.client import Api, ApiError
 from kilo.watcher.objects import decode_node
 from tests.apiserver import Admin, Standin
 from tests.apiserver import store as kinds
-from tests.feeding import eventually
+from tests.feeding import PATIENCE, eventually
 
 KEY = base64.b64encode(b"k" * 32).decode()
 HELLO = Announcement(
@@ -90,6 +90,16 @@ def said(admin: Admin) -> dict[str, str]:
     return admin.annotations("own")
 
 
+def soon(attempt: Callable[[], None], limit: float) -> None:
+    """Of three attempts one takes less than so many seconds: a machine may be slow for a moment."""
+    took: list[float] = []
+    while len(took) < 3 and (not took or took[-1] >= limit):
+        started = time.monotonic()
+        attempt()
+        took.append(time.monotonic() - started)
+    assert took[-1] < limit, took
+
+
 def test_nothing_is_written_before_there_is_something_to_say(agent: Agent, admin: Admin) -> None:
     admin.create_node("own")
     agent.observe()
@@ -98,16 +108,20 @@ def test_nothing_is_written_before_there_is_something_to_say(agent: Agent, admin
 
 
 def test_the_first_announcement_is_written_at_once_also_on_a_node_without_annotations(
-    agent: Agent, admin: Admin
+    make: Callable[[], Agent], admin: Admin
 ) -> None:
-    admin.create_node("own")
-    started = time.monotonic()
-    agent.announcer.announce(HELLO)
-    eventually(lambda: said(admin))
-    assert time.monotonic() - started < 1
-    found = said(admin)
-    assert abs(int(found.pop("last-seen")) - time.time()) < 5
-    assert found == SAID
+    def announce() -> None:
+        admin.create_node("own")
+        agent, began = make(), int(time.time())
+        agent.announcer.announce(HELLO)
+        eventually(lambda: said(admin))
+        found = said(admin)
+        assert began <= int(found.pop("last-seen")) <= time.time()
+        assert found == SAID
+        agent.announcer.close(False)
+        admin.delete_node("own")
+
+    soon(announce, 1)
 
 
 def test_only_what_differs_is_written(agent: Agent, admin: Admin) -> None:
@@ -174,23 +188,34 @@ def test_an_older_state_of_the_node_does_not_count(agent: Agent, admin: Admin, s
 def test_a_fight_over_an_annotation_is_told_and_not_fought_on(
     make: Callable[[], Agent], admin: Admin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FIGHT_WINDOW", 1.2)
+    monkeypatch.setattr(module, "FIGHT_WINDOW", 3600.0)
     monkeypatch.setattr(module, "CHECK_IN_EVERY", 0.6)
+    monkeypatch.setattr(module, "BURST_PERIOD", 0.0)
     admin.create_node("own")
     agent = make()
+    began = time.monotonic()
     agent.announcer.announce(HELLO)
-    eventually(lambda: agent.count(Patched))
-    end = time.monotonic() + 0.9
-    rounds = 0
-    while time.monotonic() < end:
-        if said(admin).get("key") == KEY:
-            rounds += 1
-            admin.annotate("own", key=f"theirs {rounds}")
+
+    def overwrite() -> None:
+        """What was written and is known by the agent to have been."""
+        if said(admin).get("key") != KEY:
+            return
+        if agent.count(Patched) == sum("last-seen" in patch for patch in agent.patches()):
+            admin.annotate("own", key=f"theirs {time.monotonic()}")
             agent.observe()
+
+    while Overwritten(("key",)) not in agent.reports:
+        assert time.monotonic() < began + PATIENCE
+        overwrite()
         time.sleep(0.02)
-    assert Overwritten(("key",)) in agent.reports
-    assert agent.count(Patched) <= module.FIGHT_LIMIT + 2
-    eventually(lambda: agent.reports[-2:].count(Overwritten(())), what="the fight has ended")
+    end = time.monotonic() + 0.9
+    while time.monotonic() < end:
+        overwrite()
+        time.sleep(0.02)
+    patched, elapsed = agent.count(Patched), time.monotonic() - began
+    assert patched <= module.FIGHT_LIMIT + 1 + elapsed / module.CHECK_IN_EVERY + 1
+    monkeypatch.setattr(module, "FIGHT_WINDOW", 1.2)
+    eventually(lambda: Overwritten(()) in agent.reports, what="the fight has ended")
     assert said(admin)["key"] == KEY
 
 
@@ -287,10 +312,12 @@ def test_many_changes_are_few_patches_and_the_last_one_wins(
 ) -> None:
     monkeypatch.setattr(module, "BURST_PERIOD", 1.5)
     admin.create_node("own")
+    started = time.monotonic()
     for number in range(200):
         agent.announcer.announce(msgspec.structs.replace(HELLO, wireguard_ip=f"10.4.0.{number}/16"))
         time.sleep(0.002)
-    assert len(agent.patches()) <= module.BURST
+    patches, elapsed = len(agent.patches()), time.monotonic() - started
+    assert patches <= module.BURST * (1 + elapsed // module.BURST_PERIOD)
     eventually(lambda: said(admin).get("wireguard-ip") == "10.4.0.199/16")
 
 
@@ -352,15 +379,17 @@ def test_the_removal_is_tried_again_for_a_while(agent: Agent, admin: Admin, stan
 
 @pytest.mark.parametrize("how", ["refuse", "pause"])
 def test_the_removal_gives_up_in_time_where_the_api_is_away(
-    agent: Agent, admin: Admin, standin: Standin, monkeypatch: pytest.MonkeyPatch, how: str
+    make: Callable[[], Agent], admin: Admin, standin: Standin, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(module, "CLEAN_UP_WITHIN", 1.6)
     admin.create_node("own", {"key": "x"})
     admin.close()
     getattr(standin, how)()
-    started = time.monotonic()
-    assert agent.announcer.close(remove=True) != ""
-    assert time.monotonic() - started < module.CLEAN_UP_WITHIN + 0.5
+
+    def close() -> None:
+        assert make().announcer.close(remove=True) != ""
+
+    soon(close, module.CLEAN_UP_WITHIN + 0.5)
 
 
 def test_the_removal_also_comes_to_its_right_while_the_api_fails(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,10 +322,9 @@ def test_a_token_that_has_ended_by_our_clock_is_used_all_the_same(watch: Watch, 
 def test_a_plugin_that_hangs_holds_nobody_up_for_long(
     watch: Watch, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugin, "TIMEOUT", 1.0)
-    started = time.monotonic()
+    monkeypatch.setattr(plugin, "TIMEOUT", 3.0)
     watched = watch(**script("sleep 1000"))
-    assert time.monotonic() - started < 0.5, "the start does not wait for it"
+    assert watched.runs == 0, "the start does not wait for it"
     reasons: list[str] = []
     threads = [threading.Thread(target=lambda: reasons.append(watched.failure())) for _ in range(3)]
     for thread in threads:
@@ -332,8 +332,8 @@ def test_a_plugin_that_hangs_holds_nobody_up_for_long(
     late = f"credential plugin {watched.directory}/plugin: no answer in time"
     assert watched.failure(0.2) == late, "who is in a hurry does not wait"
     for thread in threads:
-        thread.join(5)
-    said = f"credential plugin {watched.directory}/plugin: no answer within 1 s; it was killed"
+        thread.join(15)
+    said = f"credential plugin {watched.directory}/plugin: no answer within 3 s; it was killed"
     assert reasons == [said] * 3
     assert watched.said == [said]
     assert watched.runs == 1, "one for all"
@@ -349,6 +349,7 @@ def test_whatever_hangs_the_wait_has_an_end(
     said = f"credential plugin {watched.directory}/plugin: no answer within 0.3 s"
     assert watched.failure() == said
     assert watched.said == [said]
+    eventually(lambda: watched.runs == 1)
     watched.sessions.close()
     eventually(lambda: len(watched.said) == 2 and "killed by signal 9" in watched.said[1])
     assert watched.runs == 1
@@ -359,12 +360,13 @@ def test_whatever_hangs_the_wait_has_an_end(
 def test_a_plugin_that_failed_is_run_again_after_a_while(
     watch: Watch, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "AGAIN_AFTER", 0.5)
+    monkeypatch.setattr(session, "AGAIN_AFTER", 3600.0)
     watched = watch(**script("exit 1"))
     assert "exit status 1" in watched.failure()
     script(gives(3600))
     assert "exit status 1" in watched.failure()
-    time.sleep(0.5)
+    assert watched.runs == 1
+    monkeypatch.setattr(session, "AGAIN_AFTER", 0.0)
     assert watched.authorization == "Bearer token-2"
     assert watched.said[-1] == ""
 
@@ -384,12 +386,14 @@ def test_while_a_token_is_valid_a_plugin_may_fail(
     watch: Watch, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "EARLY", 3600.0)
-    watched = watch(**script(gives(2)))
+    watched = watch(**script(gives(600)))
     assert watched.authorization == "Bearer token-1"
     script("exit 1")
     assert watched.authorization == "Bearer token-1"
     assert "exit status 1" in watched.said[-1]
-    eventually(lambda: not watched.sessions._session.valid())  # type: ignore[union-attr]
+    later = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + 600)
+    monkeypatch.setattr(session, "time", later)
+    assert not watched.sessions._session.valid()  # type: ignore[union-attr]
     assert "exit status 1" in watched.failure()
     assert watched.sessions.current(0.2).authorization == "Bearer token-1", "for who is in a hurry"
 

@@ -145,10 +145,15 @@ def test_a_page_that_went_stale_makes_the_list_be_read_at_once(
     monkeypatch.setattr(module, "PAGE", 2)
     for name in "abc":
         admin.create_node(name)
-    standin.delay(0.2)
+    read = standin.store.list
+
+    def stale(kind: kinds.Kind, limit: int = 0, token: str = "") -> Any:
+        if token:
+            standin.store.compact()  # just before the second page is read
+        return read(kind, limit, token)
+
+    monkeypatch.setattr(standin.store, "list", stale)
     following = start()
-    eventually(lambda: lists(standin) == 2)
-    standin.compact()
     following.knows("a", "b", "c")
     assert [r.query.get("limit") for r in standin.requests if not r.watch and r.method == "GET"] == [
         "2",
@@ -295,11 +300,10 @@ def test_what_comes_before_an_error_in_the_same_breath_counts(
 def test_a_server_that_hangs_while_the_watch_is_begun_is_a_failure(
     start: Start, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HEALTHY", 0.1)
-    monkeypatch.setattr("kilo.watcher.client.READ_TIMEOUT", 0.3)
+    monkeypatch.setattr(module, "HEALTHY", 0.0)
     following = start()
-    eventually(lambda: standin.watches() == 1)
-    threading.Event().wait(0.2)
+    following.watching()
+    monkeypatch.setattr("kilo.watcher.client.READ_TIMEOUT", 0.3)
     standin.pause()
     following.reader.reconnect()
     eventually(following.failures)

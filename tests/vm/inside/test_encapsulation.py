@@ -36,7 +36,7 @@ MODES = sorted(FIREWALLS)
 WIREGUARD = 51820
 REPAIR_SECONDS = 10
 """Within 1 s of the event on a real machine; looking alone takes as long on an emulated one."""
-POLL_SECONDS = REPAIR_SECONDS + 5
+POLL_SECONDS = REPAIR_SECONDS + 1
 """The kernel sends no events for WireGuard's peers."""
 RESYNC = 10
 RESYNC_SECONDS = REPAIR_SECONDS + RESYNC

@@ -93,8 +93,8 @@ class Monitor:
         self._skip = self._path.stat().st_size
 
     def seconds(self) -> float:
-        """From the first event to the last."""
-        said = self._path.read_bytes()[self._skip :].decode()
+        """From the first event to the last; there is one, though it may be on its way."""
+        said = eventually(lambda: self._path.read_bytes()[self._skip :].decode(), SECONDS, "an event is told")
         times = [datetime.fromisoformat(text) for text in re.findall(r"^\[(\S+)\]", said, re.MULTILINE)]
         return (max(times) - min(times)).total_seconds()
 

@@ -58,6 +58,20 @@ class DeviceContract:
             key(3): PeerState(frozenset({"10.2.3.0/24", "10.2.1.0/24"}), ("198.51.100.3", 3)),
         }
 
+    def test_a_peer_that_has_not_changed_is_the_object_that_was_read_before(self, device: Device) -> None:
+        others = [PeerChange(key(n), allowed_ips=(f"10.2.{n}.0/24",)) for n in (2, 3)]
+        assert device.change([FULL, *others]) == ["", "", ""]
+        before = device.read().peers
+        assert device.change([PeerChange(key(2), keepalive=7), PeerChange(key(3), remove=True)]) == ["", ""]
+        now = device.read().peers
+        assert now[key(1)] is before[key(1)]
+        assert now == {
+            key(1): FULL_STATE,
+            key(2): PeerState(frozenset({"10.2.2.0/24"}), keepalive=7),
+        }
+        assert device.change(others) == ["", ""]
+        assert device.read().peers == {**now, key(3): before[key(3)]}
+
     def test_thousands_of_peers_and_many_addresses_on_one(self, device: Device) -> None:
         many = tuple(f"10.{64 + n // 250}.{n % 250}.0/24" for n in range(5000))
         changes = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -24,7 +25,7 @@ import pytest
 from kilo.errors import TemporaryError
 from kilo.model.keys import ZERO
 from kilo.netctl.wireguard import kernel, uapi
-from kilo.netctl.wireguard.device import DeviceRefused, DeviceState, PeerChange, PeerState, one_by_one
+from kilo.netctl.wireguard.device import DeviceRefused, DeviceState, Parsed, PeerChange, PeerState, one_by_one
 from kilo.netctl.wireguard.uapi import Userspace
 from tests.unit.netctl.hosts import SOCKETS, Host, stopped
 from tests.unit.netctl.plans import key
@@ -75,38 +76,53 @@ def took(work: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
+def exchanges_of(device: Userspace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The questions that ``device`` asks from now on."""
+    asked: list[str] = []
+    exchange = device._exchange
+
+    def noted(question: str) -> str:
+        asked.append(question)
+        return exchange(question)
+
+    monkeypatch.setattr(device, "_exchange", noted)
+    return asked
+
+
+def answered(device: Userspace) -> None:
+    """Wait until something has come that nobody has read."""
+    assert device._socket is not None
+    assert select.select([device._socket], [], [], 10.0)[0], "the late answer"
+
+
 def test_a_device_that_does_not_answer_costs_one_second_once(
-    wireguard_go: str, device: Userspace, host: Host
+    wireguard_go: str, device: Userspace, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (pid,) = host.programs()
     device.configure(KEY, 51820)
     changes = [PeerChange(key(n), allowed_ips=(f"10.2.{n}.0/24",)) for n in range(1, 51)]
+    exchanges = exchanges_of(device, monkeypatch)
     with stopped(pid):
-        assert took(lambda: device.change(changes)) < 1.3, "the batch fails as a whole"
+        assert took(lambda: device.change(changes)) < 1.3
+        assert len(exchanges) == 1, "the batch fails as a whole"
         assert took(device.read) < 0.1, "and so does what comes while the answer is owed"
         assert took(lambda: device.change(changes[:2])) < 0.1
-    time.sleep(0.3)
+        assert len(exchanges) == 1, "and nothing more is asked"
+    answered(device)
     assert len(device.read().peers) == 50, "what it was told is done, and the late answer is nobody's"
     assert device.change([PeerChange(key(1), remove=True)]) == [""]
     assert len(device.read().peers) == 49
 
 
 def test_a_late_answer_is_taken_by_who_asks_the_same_again(
-    wireguard_go: str, device: Userspace, host: Host
+    wireguard_go: str, device: Userspace, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that is so slow that no answer comes in time would never get one."""
     device.configure(KEY, 51820)
     with stopped(host.programs()[0]):
         took(device.read)
-    time.sleep(0.3)
-    exchanges: list[str] = []
-    exchange = device._exchange
-
-    def counted(question: str) -> str:
-        exchanges.append(question)
-        return exchange(question)
-
-    device._exchange = counted  # type: ignore[method-assign]
+    answered(device)
+    exchanges = exchanges_of(device, monkeypatch)
     assert device.read().private_key == KEY
     assert exchanges == []
     assert device.read().private_key == KEY
@@ -278,13 +294,19 @@ def test_what_the_kernel_says() -> None:
     ]
     state = DeviceState()
     private = base64.b64encode(KEY.reveal()).decode()
-    for data in (told(one, PRIVATE_KEY=private, LISTEN_PORT=51820), told(continued, two)):
-        kernel.parse_device(state, data, 20, len(data))
+    messages = told(one, PRIVATE_KEY=private, LISTEN_PORT=51820), told(continued, two)
+    parsed: Parsed[bytes] = {}
+    for data in messages:
+        parsed |= kernel.parse_device(state, data, 20, len(data), {})
     assert state.private_key == KEY and state.listen_port == 51820
     assert state.peers == {
         key(1): FULL_STATE._replace(last_handshake=1_700_000_000, received_bytes=10, sent_bytes=1 << 40),
         key(2): PeerState(frozenset(), ("2001:db8::1", 7)),
     }
+    again = DeviceState()
+    for data in messages:
+        kernel.parse_device(again, data, 20, len(data), parsed)
+    assert again == state and again.peers[key(2)] is state.peers[key(2)]
 
 
 def test_a_kernel_without_wireguard_says_so(host: Host) -> None:

@@ -12,7 +12,7 @@ from kilo.bus import WIREGUARD, Loop, Publisher
 from kilo.bus.publisher import Outlet
 from kilo.model.host import WireGuardPeerState
 from kilo.netctl.wireguard.device import PeerState
-from kilo.netctl.wireguard.watch import COUNTS_PERIOD, PeerStates
+from kilo.netctl.wireguard.watch import COUNTS_PERIOD, TIMES_PERIOD, PeerStates
 from tests.unit.netctl.plans import key
 
 IDLE = PeerState(frozenset({"10.2.1.0/24"}), ("198.51.100.1", 51820), 25)
@@ -48,6 +48,18 @@ def test_counts_are_told_now_and_then_and_what_matters_at_once(
     }
     states.publish({key(1): met._replace(sent_bytes=99)}, COUNTS_PERIOD)
     assert publisher.state == {key(1): told(1_700_000_000, 5, 99)}
+
+
+def test_handshakes_are_told_together_but_for_the_first(publisher: Publisher[WireGuardPeerState]) -> None:
+    states = PeerStates(publisher)
+    states.publish({key(1): IDLE}, 0)
+    states.publish({key(1): IDLE._replace(last_handshake=1_700_000_000)}, 1)
+    assert publisher.state[key(1)] == told(1_700_000_000)
+    later = IDLE._replace(last_handshake=1_700_000_120, sent_bytes=7)
+    states.publish({key(1): later}, TIMES_PERIOD - 0.1)
+    assert publisher.state[key(1)] == told(1_700_000_000)
+    states.publish({key(1): later}, TIMES_PERIOD)
+    assert publisher.state[key(1)] == told(1_700_000_120, 0, 7)
 
 
 def test_allowed_ips_are_told_in_order_and_at_once(publisher: Publisher[WireGuardPeerState]) -> None:
