@@ -74,12 +74,12 @@ class Bus:
         self.on_loop(send)
 
     def state(self, worker: str) -> WorkerState | None:
-        """What ``worker`` last said about itself."""
+        """What ``worker`` last said about itself; None for one that has ended, whose last words are kept."""
         topic = state_of(worker)
         if worker not in self._subscriptions:
             self.on_loop(lambda: self._subscribe(topic))
         value: WorkerState | None = self._subscriptions[worker].state.get("state")
-        return value
+        return value if value and Path(f"/proc/{value.pid}").exists() else None
 
     def on_loop(self, work: Callable[[], None]) -> None:
         done = threading.Event()
