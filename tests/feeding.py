@@ -22,6 +22,7 @@ from kilo.bus.publisher import Outlet
 from kilo.config import Config
 from kilo.model.host import WorkerState
 from kilo.worker import Context, Worker, run
+from tests.clock import Given
 
 T = TypeVar("T")
 Factory = Callable[[Context], Worker]
@@ -37,6 +38,14 @@ def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, wha
         assert time.monotonic() < end, f"not within {timeout} s: {what or condition}"
         time.sleep(0.02)
     return value
+
+
+def within(seconds: float, condition: Callable[[], object], what: str = "") -> None:
+    """Fails if ``condition`` does not come true in so many seconds of the machine: for what must be soon."""
+    with Given() as clock:
+        while not condition():
+            assert clock.seconds < seconds, f"not within {seconds} s: {what or condition}"
+            time.sleep(0.02)
 
 
 class Bus:

@@ -131,17 +131,22 @@ def run(command: list[str], source: bytes, time_limit: float) -> bytes:
         )
     except OSError as e:
         raise CannotDraw(f"cannot run {command[0]}: {e.strerror} (errno {e.errno})") from e
-    deadline = threading.Timer(time_limit, _kill, [process])
+    timed_out = threading.Event()
+
+    def end() -> None:
+        timed_out.set()
+        _kill(process)
+
+    deadline = threading.Timer(time_limit, end)
     deadline.start()
     try:
         _restrict(process.pid)
         output = _talk(process, source)
     finally:
-        timed_out = not deadline.is_alive()
         deadline.cancel()
         _kill(process)
         status = process.wait()
-    if timed_out:
+    if timed_out.is_set():
         raise CannotDraw(f"it took more than {time_limit:g} s; another layout, or format=dot, may serve")
     if len(output) > SIZE_LIMIT:
         raise CannotDraw(f"the drawing is larger than {SIZE_LIMIT >> 20} MiB")

@@ -193,9 +193,11 @@ class NetctlWorker:
     # What the kernel says.
 
     def _on_host(self) -> None:
-        """With an address, or a link that goes down, the kernel drops routes and does not say so."""
+        """With an address, or a link that goes down, the kernel drops routes and does not say so; and what
+        failed for want of an address that went is not to wait, if it has come back."""
         if self._host.touched & self._roles.numbers():
             self._passes.reread([self._routes])
+            self._routes.retry()
         self._host.touched.clear()
         self._publish_facts()
         self._settle()

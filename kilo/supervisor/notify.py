@@ -13,6 +13,9 @@ import time
 from collections.abc import MutableMapping
 
 SOCKET, WATCHDOG, WATCHDOG_PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
+EARLY = 0.5
+"""Seconds by which it may be told too early that the parent is alive; calls come once a second, or a little
+later: one that comes a moment before the time may be the last one before it is too late."""
 
 
 class Notifier:
@@ -39,7 +42,7 @@ class Notifier:
             self._status = status
             lines.append("STATUS=" + status.replace("\n", " "))
         now = time.monotonic()
-        if self._every and now - self._alive_at >= self._every:
+        if self._every and now - self._alive_at >= self._every - EARLY:
             self._alive_at = now
             lines.append("WATCHDOG=1")
         self._send(lines)

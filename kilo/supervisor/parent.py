@@ -84,6 +84,7 @@ class Supervisor:
         for number in ENDING:
             signal.signal(number, lambda n, frame: self.loop.post(lambda: self._on_signal(n)))
         signal.signal(signal.SIGCHLD, lambda n, frame: self.loop.post(self._reap))
+        self.loop.post(self._reap)  # what ended before that
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self.log.info("starting", version=__version__, pid=os.getpid(), node=self.config.hostname)
         child.tell_closed(self.config, self.log)

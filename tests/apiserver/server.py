@@ -218,7 +218,8 @@ class Server:
             self.serve(connection)
 
     def _accept(self) -> None:
-        assert self._listener is not None
+        if self._listener is None:  # it was closed since somebody called
+            return
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while True:
                 sock, _ = self._listener.accept()

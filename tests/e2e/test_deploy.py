@@ -28,6 +28,8 @@ from tests.lab.kubelet import Cluster, Container, Pod
 from tests.lab.mesh import Member, Mesh, NodeSpec
 from tests.unit.deploy.rendered import PATHS, daemonsets, documents
 
+READY = '"msg":"ready"'
+
 pytestmark = pytest.mark.e2e
 
 NAME = "userspace-split"
@@ -363,6 +365,7 @@ def test_netctl_needs_raw_sockets_for_legacy_tables(mesh: Mesh) -> None:
     with changed(mesh, "netctl", capabilities=["NET_ADMIN"], **legacy) as container:
         says(container, "Permission denied (you must be root)")
     with changed(mesh, "netctl", **legacy) as container:
+        says(container, READY)
         wait_until(lambda: not container.probe("readinessProbe"), 20, "netctl is ready with NET_RAW")
 
 
@@ -371,6 +374,7 @@ def test_netctl_needs_no_raw_sockets_for_nftables(mesh: Mesh) -> None:
     nftables = with_flag(mesh, "netctl", firewall="nftables")
     less = without(mesh, "netctl", "/run/xtables.lock")
     with changed(mesh, "netctl", capabilities=["NET_ADMIN"], **less, **nftables) as container:
+        says(container, READY)
         wait_until(lambda: not container.probe("readinessProbe"), 20, "netctl is ready")
         assert '"level":"error"' not in container.log()
 
@@ -394,6 +398,7 @@ def unwritable(mesh: Mesh, **settings: Any) -> str:
     """What cni says that should repair a list, and cannot."""
     bob = mesh["bob"]
     right = bob.host.read(CONFLIST)
+    agent_of(bob).container("cni").signal(signal.SIGSTOP)  # or it would repair the list before it ends
     bob.host.write(CONFLIST, right.replace(bob.pod_cidr, "10.99.0.0/24"))
     try:
         with changed(mesh, "cni", **settings) as container:

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,9 @@ def test_a_worker_that_was_killed_is_as_restricted_as_before(mesh: Mesh) -> None
         status = read_status(before)
         agent.kill_worker(worker)
         agent.await_worker(worker, before)
-        assert read_status(agent.worker(worker)) == status
+        after = agent.worker(worker)
+        as_before = partial(lambda pid, known: read_status(pid) == known, after, status)
+        wait_until(as_before, 10, "as before, and threads of its start have ended")
 
 
 def test_at_level_capabilities_users_and_files_stay_and_all_else_goes(logs: Path) -> None:

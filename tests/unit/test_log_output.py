@@ -14,23 +14,20 @@ from pathlib import Path
 import pytest
 
 from kilo.log import LINE, Logger
+from tests.clock import Given
 
-# Lines are written in several runs, and the fastest counts: a process that was held up from outside was
-# so in one of them, a logger that waits for its reader waits in each.
 Pipe = tuple[int, int]
 PROGRAM = """
-import sys, time
+import sys
 from kilo.log import Logger, complain, own_outputs
+from tests.clock import Given
 own_outputs()
 log = Logger("x")
-times = []
-for _ in range(5):
-    begun = time.monotonic()
-    for number in range(600):
+with Given() as clock:
+    for number in range(3000):
         log.info("x" * 200, number=number)
         complain("y" * 200)
-    times.append(time.monotonic() - begun)
-open(sys.argv[1], "w").write(str(min(times)))
+open(sys.argv[1], "w").write(str(clock.seconds))
 sys.stdin.read(1)
 log.info("last")
 """
@@ -47,28 +44,22 @@ def drain(fd: int) -> list[dict[str, object]]:
 
 def test_a_reader_that_is_gone_costs_the_lines_and_no_time(pipe: Pipe) -> None:
     os.close(pipe[0])
-    times = []
-    for _ in range(3):
-        log = Logger("x", fd=pipe[1])
-        begun = time.monotonic()
+    log = Logger("x", fd=pipe[1])
+    with Given() as clock:
         for _ in range(1000):
             log.info("m")
-        times.append(time.monotonic() - begun)
-        assert log.dropped == 1000
-    assert min(times) < 0.5
+    assert clock.seconds < 0.5
+    assert log.dropped == 1000
 
 
 def test_a_reader_that_stands_still_is_waited_for_once_and_briefly(pipe: Pipe) -> None:
     log = Logger("x", fd=pipe[1])
     for number in range(1000):
         log.info("x" * 200, number=number)
-    times = []
-    for first in range(1000, 5000, 1000):
-        begun = time.monotonic()
-        for number in range(first, first + 1000):
+    with Given() as clock:
+        for number in range(1000, 5000):
             log.bind(a=1).info("x" * 200, number=number)
-        times.append(time.monotonic() - begun)
-    assert min(times) < 0.25
+    assert clock.seconds < 1
     before = drain(pipe[0])
     assert [line["number"] for line in before] == list(range(len(before))), "whole lines, in order"
     dropped = log.dropped
@@ -109,7 +100,7 @@ def test_several_on_an_output_that_nobody_reads(where: str, pipe: Pipe, tmp_path
             while not (file.exists() and file.read_text()):
                 assert time.monotonic() < end
                 time.sleep(0.02)
-            assert float(file.read_text()) < 0.4, "for a fifth of the lines"
+            assert float(file.read_text()) < 2
         assert os.get_blocking(w), "the others who have it open do not notice"
     finally:
         threading.Thread(target=lambda: [p.communicate(b"\n") for p in programs]).start()

@@ -147,8 +147,12 @@ def test_restarted_producer_with_the_same_state_changes_nothing(loop: Loop, tmp_
     plan = Outlet(first, str(tmp_path), "mesh").publish(PLAN)
     plan.replace({"a": ROUTE, "b": OTHER})
     plan.flush()
-    first.run_for(0.3)
-    wait(loop, lambda: follower.subscription.complete)
+
+    def told() -> bool:
+        first.run_for(0.01)
+        return follower.subscription.complete
+
+    wait(loop, told)
     first.close()
     loop.run_for(0.2)
     assert follower.state == {"a": ROUTE, "b": OTHER}, "silence is not news"

@@ -12,6 +12,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,7 +84,8 @@ def agent_of(server: RealServer, node: str) -> Admin:
 def await_policy(server: RealServer) -> None:
     """Policies are in force some moments after they were made."""
     with closing(agent_of(server, "ada")) as agent:
-        eventually(lambda: refusal(agent, "bob", annotate(key="x")), 30, "the policy is in force")
+        refused = partial(refusal, agent, "bob", annotate(key="x"))
+        eventually(lambda: "ValidatingAdmissionPolicy" in refused(), 30, "the policy is in force")
 
 
 def refusal(agent: Admin, node: str, patch: dict[str, Any]) -> str:

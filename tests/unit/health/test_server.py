@@ -176,9 +176,9 @@ def test_threads_are_bounded_and_probes_get_through(serving: Serving) -> None:
 
 
 def test_a_client_that_does_not_read_is_given_up(serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SEND_LIMIT", 0.5)
     threads = threading.active_count()
-    with socket.create_connection(serving.address) as sock:
+    with monkeypatch.context() as hasty, socket.create_connection(serving.address) as sock:
+        hasty.setattr(server, "SEND_LIMIT", 0.5)
         sock.sendall(b"GET /large HTTP/1.1\r\n\r\n")
         eventually(lambda: threading.active_count() > threads)
         assert fetch(serving.address, "/now").status == 200

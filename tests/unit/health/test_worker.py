@@ -84,7 +84,8 @@ def health(tmp_path: Path) -> Iterator[Health]:
 
 
 def test_alone_it_lives_and_says_what_is_missing(health: Health) -> None:
-    assert health.get("/health") == (200, health.get("/health").headers, b"ok\n")
+    alive = health.get("/health")
+    assert (alive.status, alive.body) == (200, b"ok\n")
     answer = health.get("/ready")
     assert answer.status == 503
     eventually(lambda: "health" not in health.ready()["not_ready"])
@@ -163,6 +164,7 @@ def test_a_worker_that_falls_silent_is_stale_and_comes_back(health: Health) -> N
 
 def test_metrics_over_http(health: Health) -> None:
     health.feed()
+    eventually(lambda: health.get("/ready").status == 200, what="all is heard")
     health.beat("netctl", errors={"apply": 2}, gauges={"reconciles_total": 4.0, "routes": 6.0})
     health.beat("watcher", errors={"apply": 1})
     eventually(lambda: health.metric("kilo_errors_total", event="apply") == 3)

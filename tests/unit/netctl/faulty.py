@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kilo.netctl import worker as module
+from kilo.netctl.reconcile import Reconciler
 from kilo.worker import Context
 from tests.unit.netctl.faults import Refusing
+from tests.unit.netctl.hosts import ip
 from tests.unit.netctl.worker_box import Impatient
 
 
@@ -48,6 +50,36 @@ class Deaf(Impatient):
         super().__init__(context)
         with socket.socket(fileno=os.dup(self._monitor._events.fileno())) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+
+
+class DeafAndHasty(Deaf):
+    """Reads everything again sooner after it has just done so."""
+
+    def __init__(self, context: Context) -> None:
+        module.LOST_GAP = 0.1
+        super().__init__(context)
+
+
+class Interrupted(Impatient):
+    """Once there is a file ``away``, its host's address is away for some steps of one pass: gone when the
+    routes are put, and there again before the pass ends."""
+
+    def start(self) -> None:
+        super().start()
+        away, prepare = Path(self._config.state_dir) / "away", self._passes.prepare
+        gone: list[bool] = []
+
+        def interrupted(reconciler: Reconciler) -> None:
+            if reconciler is self._plane.addresses and away.exists() and not gone:
+                gone.append(True)
+                ip("addr del 10.1.0.10/24 dev eth0")
+            elif reconciler is self._plane.rules and gone:
+                gone.clear()
+                ip("addr add 10.1.0.10/24 dev eth0")
+                away.unlink()
+            prepare(reconciler)
+
+        self._passes.prepare = interrupted
 
 
 class Inattentive(Impatient):

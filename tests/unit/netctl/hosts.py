@@ -41,6 +41,9 @@ class Host:
         ip(f"link set {name}-far up")
         ip(f"addr add {address} dev {name}")
         ip(f"link set {name} up")
+        for end in (name, f"{name}-far"):  # the kernel takes a moment to find that they have a carrier
+            while "state UP" not in ip(f"link show {end}"):
+                time.sleep(0.002)
 
     def programs(self, name: str = "wireguard-go") -> list[int]:
         """The processes of that name inside."""

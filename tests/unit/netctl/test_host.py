@@ -15,7 +15,7 @@ from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
 from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, LinkInfo
 from kilo.netctl.netlink.socket import NETLINK_ROUTE, Events, Netlink
-from tests.feeding import eventually
+from tests.feeding import within
 from tests.unit.netctl.hosts import Host, ip
 
 
@@ -53,7 +53,7 @@ def test_events_keep_the_view_as_a_listing_would_make_it(view: HostView) -> None
                 heard += sum(view.take(message) for message in events.read(100))
                 return heard > 0
 
-            eventually(told, 1.0, command)
+            within(1.0, told, command)
 
             def agrees() -> bool:
                 """The kernel may have done more since, such as give a bridge its link-local address."""
@@ -65,7 +65,7 @@ def test_events_keep_the_view_as_a_listing_would_make_it(view: HostView) -> None
                 listed = {n: set(a) for n, a in other.addresses.items() if a}
                 return (view.links, held) == (other.links, listed)
 
-            eventually(agrees, 1.0, command)
+            within(1.0, agrees, command)
         ip("link set uplink mtu 1400")
         assert sum(view.take(message) for message in events.read(100)) == 0, "nothing changed"
     number = next(n for n, link in view.links.items() if link.name == "uplink")

@@ -29,6 +29,7 @@ from kilo.netctl.interface import WireGuardInterface
 from kilo.netctl.key import PrivateKey
 from kilo.netctl.userspace import Launcher
 from kilo.netctl.wireguard.device import PeerChange
+from tests.feeding import eventually
 from tests.unit.netctl.faults import Refusing
 from tests.unit.netctl.hosts import SOCKETS, Host, ip, lines
 from tests.unit.netctl.plans import interface, key
@@ -145,6 +146,7 @@ def test_an_interface_that_vanishes_between_reading_and_changing(host: Host, box
     box.interface.lasted()
     box.plan(interface(mtu=1380))
     ip(f"link del {host.interface}")
+    eventually(lambda: not host.programs(), what="wireguard-go ends by itself")
     (outcome,) = box.interface.apply()
     assert outcome.error == f"{host.interface}: No such device (ENODEV)"
     assert box.step() == []
@@ -209,6 +211,7 @@ def test_it_comes_back_when_it_vanishes_but_not_in_a_frenzy(host: Host, box: Box
         assert host.programs() != [pid]
     box.interface.lasted()
     ip(f"link del {host.interface}")
+    eventually(lambda: not host.programs(), what="wireguard-go ends by itself")
     box.settle()
     assert len(host.programs()) == 1
 
@@ -329,7 +332,8 @@ def test_wireguard_go_that_is_down_for_want_of_a_port_comes_up(host: Host, box: 
         before = box.netlink.sent
         assert box.step() == []
         assert box.netlink.sent - before == 2, "down and up"
-    assert ",UP" in link(host) and not ports.is_free(51820)
+    assert ",UP" in link(host)
+    eventually(lambda: not ports.is_unheard_of(51820), what="wireguard-go hears of down and up by itself")
 
 
 def test_what_was_changed_by_hand_is_a_drift_and_is_repaired(host: Host, box: Box) -> None:

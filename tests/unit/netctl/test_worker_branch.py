@@ -9,7 +9,7 @@ from kilo.bus import HELD, HOST, WIREGUARD, Subscription
 from kilo.model.host import HostFacts, WireGuardPeerState
 from kilo.model.node import ApiServer
 from kilo.model.plan import PlannedPeer, Route, route_key
-from tests.feeding import Bus, eventually, running
+from tests.feeding import Bus, eventually, running, within
 from tests.unit.netctl.far_end import FarEnd
 from tests.unit.netctl.plans import interface, key
 from tests.unit.netctl.worker_box import DESTINATIONS, PLAN_3, Box, Impatient
@@ -62,7 +62,7 @@ def test_what_an_earlier_run_left_is_told_before_there_is_a_plan(box: Box, tmp_p
             )
             eventually(lambda: again[0].complete)
             assert again[0].state.keys() == expected - {route_key("10.64.1.0/24")}
-            eventually(lambda: peers[0].complete, 3.0)
+            within(3.0, lambda: peers[0].complete)
             found = {(p.public_key, p.endpoint_ip, p.endpoint_port) for p in peers[0].state.values()}
             wanted = [item for item in PLAN_3.values() if isinstance(item, PlannedPeer)]
             assert found == {(p.public_key, p.endpoint_ip, p.endpoint_port) for p in wanted}

@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from kilo.model.plan import Route, Rule, Tunnel
 from kilo.netctl.worker import NetctlWorker
-from tests.feeding import eventually, running
+from tests.feeding import eventually, running, within
+from tests.unit.netctl.faulty import Interrupted
 from tests.unit.netctl.hosts import ip, lines
 from tests.unit.netctl.plans import key
 from tests.unit.netctl.worker_box import DESTINATIONS, OURS, PLAN_3, Box
@@ -25,7 +27,7 @@ def test_a_rule_is_back(box: Box) -> None:
         box.applied()
         for damage in ("del to 10.1.0.77 priority 1107", "flush"):
             ip(f"rule {damage}")
-            eventually(lambda: "to 10.1.0.77 lookup 1107" in ip("rule"), 1.0, damage)
+            within(1.0, lambda: "to 10.1.0.77 lookup 1107" in ip("rule"), damage)
 
 
 def test_the_wireguard_device_is_back_with_all_that_was_in_it(box: Box) -> None:
@@ -39,10 +41,10 @@ def test_the_wireguard_device_is_back_with_all_that_was_in_it(box: Box) -> None:
         box.applied()
         time.sleep(1.0)
         ip(f"link del {name}")
-        eventually(whole, 1.0, "the device was deleted")
+        within(1.0, whole, "the device was deleted")
         time.sleep(2.0)
         os.kill(box.host.programs()[0], signal.SIGKILL)
-        eventually(whole, 1.0, "its program was killed")
+        within(1.0, whole, "its program was killed")
         eventually(lambda: box.state().gauges["repairs_total"] >= 2 and not box.state().failing)
 
 
@@ -57,7 +59,7 @@ def test_a_device_that_goes_just_before_all_is_read_again_is_back(box: Box) -> N
             ip(f"link del {box.host.interface}")
             time.sleep(0.5)  # the resync is due, and so are the events
             os.kill(pid, signal.SIGCONT)
-            eventually(lambda: len(box.peers()) == 3 and box.routes() == DESTINATIONS, 3.0)
+            within(3.0, lambda: len(box.peers()) == 3 and box.routes() == DESTINATIONS)
             eventually(lambda: not box.state().failing)
 
 
@@ -72,7 +74,7 @@ def test_a_peer_that_was_changed_by_hand_is_as_planned_within_a_second(box: Box)
         subprocess.run([*wg, key(1), "remove"], check=True)
         subprocess.run([*wg, key(2), "allowed-ips", "10.99.0.0/16"], check=True)
         subprocess.run([*wg, key(9), "allowed-ips", "10.64.3.0/24"], check=True)
-        eventually(lambda: box.peers() == before, 1.0)
+        within(1.0, lambda: box.peers() == before)
 
 
 def test_a_tunnel_device_of_others_may_go_and_come_back_as_another(box: Box) -> None:
@@ -84,11 +86,11 @@ def test_a_tunnel_device_of_others_may_go_and_come_back_as_another(box: Box) -> 
             ip("link add flannel.1 type veth peer name far")
             ip("link set far up")
             ip("link set flannel.1 up")
-            eventually(lambda: line in lines("route"), 1.0, "it came")
+            within(1.0, lambda: line in lines("route"), "it came")
             ip("link set flannel.1 down")
             eventually(lambda: line not in lines("route"))
             ip("link set flannel.1 up")
-            eventually(lambda: line in lines("route"), 1.0, "it was down")
+            within(1.0, lambda: line in lines("route"), "it was down")
             ip("link del flannel.1")
             eventually(lambda: "tunnel" in box.state().failing)
 
@@ -108,4 +110,17 @@ def test_routes_that_the_kernel_drops_without_a_word_are_back(box: Box) -> None:
             for command in damage:
                 ip(command)
                 time.sleep(0.1)
-            eventually(lambda: box.routes() == wanted, 1.0, damage[-1])
+            within(1.0, lambda: box.routes() == wanted, damage[-1])
+
+
+def test_routes_do_not_wait_for_an_address_that_was_away_for_a_moment(box: Box) -> None:
+    """Put while it is away, they fail; that is no reason to wait once it is there."""
+    with running("netctl", Interrupted, box.config()) as worker:
+        box.plan(PLAN_3)
+        box.applied()
+        away = Path(box.config().state_dir) / "away"
+        away.touch()
+        ip(f"link set {box.host.interface} mtu 1300")
+        eventually(lambda: not away.exists(), what="it has come back in the same pass")
+        within(0.5, lambda: box.routes() == DESTINATIONS)
+        assert "Invalid prefsrc address" in "".join(worker.messages("error") + worker.messages("warn"))

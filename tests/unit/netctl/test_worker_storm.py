@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -36,7 +37,8 @@ def damages(box: Box) -> dict[str, Callable[[], object]]:
 
     def kill() -> None:
         for pid in box.host.programs():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was ending
+                os.kill(pid, signal.SIGKILL)
 
     return {
         "the interface is deleted": shell(f"ip link del {name}"),

@@ -16,7 +16,9 @@ import pytest
 from kilo.bus import WORKERS
 from kilo.errors import TemporaryError
 from kilo.supervisor import ending
+from tests.clock import Given
 from tests.unit.supervisor.agents import CLEAN, LEFT, TOYS, Agent, alive, children, wait
+from tests.unit.supervisor.toys import hurried
 
 Start = Callable[..., Agent]
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -38,28 +40,17 @@ def forget(agent: Agent) -> None:
     (agent.home / "notes").unlink()
 
 
-def one_of_three(run: Callable[[], bool]) -> None:
-    """A machine that stands still for a moment makes one run late; a fault makes all of them late."""
-    assert any(run() for _ in range(3))
-
-
 @BOTH
 def test_told_to_end_it_ends_all_in_order_and_at_once(start: Start, number: int) -> None:
-    def at_once() -> bool:
-        begun = time.monotonic()
-        agent = start()
-        pids = agent.all_ready()
-        assert sorted(pids) == sorted(WORKERS)
-        ready = time.monotonic()
+    agent = start()
+    pids = agent.all_ready()
+    assert sorted(pids) == sorted(WORKERS)
+    with Given() as clock:
         assert agent.terminate(number) == 0
-        took = time.monotonic() - ready
-        in_order(agent)
-        assert not any(alive(pid) for pid in pids.values())
-        assert agent.logged("ended")[-1]["component"] == "parent", "the last line is written"
-        forget(agent)
-        return took < max(0.9, 2 * (ready - begun))  # a start is more work than an end
-
-    one_of_three(at_once)
+    assert clock.seconds < 0.9
+    in_order(agent)
+    assert not any(alive(pid) for pid in pids.values())
+    assert agent.logged("ended")[-1]["component"] == "parent", "the last line is written"
 
 
 @BOTH
@@ -125,7 +116,9 @@ def test_a_second_signal_does_not_wait(start: Start) -> None:
     wait(lambda: agent.logged("ending"))
     time.sleep(0.4)
     assert agent.process.poll() is None
-    assert agent.terminate(signal.SIGINT, 5) == 1
+    with Given() as clock:
+        assert agent.terminate(signal.SIGINT, 5) == 1
+    assert clock.seconds < 1
     assert agent.logged("second signal")
     assert not agent.logged("did not end in time")
     wait(lambda: not any(alive(pid) for pid in pids.values()))
@@ -210,13 +203,12 @@ def test_one_that_was_told_to_restart_when_the_end_came_cleans_up(start: Start) 
 
 
 def test_nothing_is_restarted_while_it_ends(start: Start) -> None:
-    agent = start(hurry=True, watcher="slow-at-end")
+    agent = start(watcher="slow-at-end")
     agent.all_ready()
     agent.process.send_signal(signal.SIGTERM)
     wait(lambda: "stopping" in agent.noted("watcher"))
     assert "is ending" in agent.ask("restart", "mesh").error
     assert "is ending" in agent.ask("restart", "cni").error
-    agent.process.wait(20)
 
 
 def test_a_worker_that_does_not_end_is_killed_and_the_rest_still_cleans_up(start: Start) -> None:
@@ -230,19 +222,14 @@ def test_a_worker_that_does_not_end_is_killed_and_the_rest_still_cleans_up(start
 
 def test_the_end_comes_in_time_whatever_hangs(start: Start) -> None:
     assert sum(ending.LIMITS) + len(ending.LIMITS) * ending.DEATH < 19.9
-
-    def in_time() -> bool:
-        agent = start(hurry=True)
-        pids = agent.all_ready()
-        for pid in pids.values():
-            os.kill(pid, signal.SIGSTOP)
-        begun = time.monotonic()
+    agent = start(hurry=True)
+    pids = agent.all_ready()
+    for pid in pids.values():
+        os.kill(pid, signal.SIGSTOP)
+    with Given() as clock:
         assert agent.terminate() == 1
-        took = time.monotonic() - begun
-        assert not any(alive(pid) for pid in pids.values())
-        return took < sum(ending.LIMITS) / 10 + 1
-
-    one_of_three(in_time)
+    assert clock.seconds < sum(hurried(ending.LIMITS)) + 1
+    wait(lambda: not any(alive(pid) for pid in pids.values()))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ here, so that the workers are stand-ins."""
 
 from __future__ import annotations
 
-import time
 from typing import cast
 
 import pytest
@@ -13,6 +12,7 @@ from kilo.leash import END, HOLD
 from kilo.log import Logger
 from kilo.supervisor import ending
 from kilo.supervisor.process import WorkerProcess
+from tests.clock import Given
 
 
 class Held:
@@ -52,13 +52,13 @@ def test_one_that_the_kernel_does_not_let_go_of_is_not_waited_for(
     stop = loop.stop
 
     def note_and_stop() -> None:
-        stopped.append(time.monotonic() - begun)
+        stopped.append(clock.seconds)
         stop()
 
     monkeypatch.setattr(loop, "stop", note_and_stop)
     end.begin(END)
-    begun = time.monotonic()
-    loop.run_for(20.0)
+    with Given() as clock:
+        loop.run_for(20.0)
     loop.close()
     assert stopped, "it ended by itself"
     assert stopped[0] < 1.2

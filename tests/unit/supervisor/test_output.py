@@ -14,6 +14,7 @@ from collections.abc import Callable
 from kilo.bus import WORKERS
 from kilo.cli.heard import look
 from kilo.config import Config
+from tests.clock import Given
 from tests.unit.supervisor.agents import CLEAN, Agent, wait
 
 Start = Callable[..., Agent]
@@ -26,9 +27,9 @@ def works_and_ends(agent: Agent) -> None:
     os.kill(before["cni"], signal.SIGKILL)
     wait(lambda: agent.pids().get("cni", before["cni"]) != before["cni"], 5)
     assert agent.all_ready().keys() == before.keys()
-    begun = time.monotonic()
-    assert agent.terminate(seconds=10) == 0
-    assert time.monotonic() - begun < 3
+    with Given() as clock:
+        assert agent.terminate(seconds=10) == 0
+    assert clock.seconds < 3
     assert [agent.noted(name)[-1] for name in WORKERS] == [CLEAN] * len(WORKERS)
 
 

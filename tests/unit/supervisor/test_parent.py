@@ -14,8 +14,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from kilo.bus import WORKERS
+from kilo.errors import KiloError
 from kilo.supervisor.backoff import FIRST, JITTER
+from kilo.supervisor.control import Request, ask
 from tests.unit.supervisor.agents import CLEAN, LEFT, Agent, alive, below, wait
 
 
@@ -186,29 +190,43 @@ def test_the_process_that_starts_workers_may_die(start: Callable[..., Agent]) ->
     assert agent.process.wait(20) == 0
 
 
-def test_orphans_are_reaped(start: Callable[..., Agent], tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", ["0", "600"], ids=["before it runs", "at work"])
+def test_orphans_are_reaped(tmp_path: Path, seconds: str) -> None:
     script = (
         "import ctypes, os, runpy, sys\n"
+        "lasts = sys.argv.pop()\n"
         "ctypes.CDLL(None).prctl(36, 1)\n"  # PR_SET_CHILD_SUBREAPER: what PID 1 of a container is
         "if os.fork() == 0:\n"
-        "    if os.fork() == 0: os.execvp('sleep', ['sleep', '1.234'])\n"
+        "    if os.fork() == 0: os.execvp('sleep', ['sleep', lasts])\n"
         "    os._exit(0)\n"
         "os.wait()\n"
+        "if lasts == '0': os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)\n"  # it has ended
         "sys.argv[:] = ['toys', *sys.argv[1:]]\n"
         "runpy.run_module('tests.unit.supervisor.toys', run_name='__main__')\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "run"), str(tmp_path)])
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-c", script, str(run_dir), str(tmp_path), seconds]
+    process = subprocess.Popen(command)
     try:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
-        def sleepers() -> list[str]:
-            names = []
+        def sleepers() -> list[int]:
+            found = []
             for pid in children.read_text().split():
                 with contextlib.suppress(OSError):
-                    names.append(Path(f"/proc/{pid}/comm").read_text().strip())
-            return [n for n in names if n == "sleep"]
+                    if Path(f"/proc/{pid}/comm").read_text().strip() == "sleep":
+                        found.append(int(pid))
+            return found
 
-        wait(sleepers)
+        def serves() -> bool:
+            with contextlib.suppress(KiloError):
+                return bool(ask(str(run_dir), Request("status"), 30).workers)
+            return False
+
+        wait(serves)
+        if seconds != "0":
+            wait(sleepers)
+            os.kill(sleepers()[0], signal.SIGKILL)
         wait(lambda: not sleepers(), 10)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -239,9 +257,11 @@ def test_what_follows_a_request_is_no_second_one(
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
         client.settimeout(20)
         client.connect(str(agent.run_dir / "control.sock"))
+        os.kill(before["mesh"], signal.SIGSTOP)  # it would end before more is said
         client.sendall(b'{"command": "restart", "worker": "mesh"}\n')
-        time.sleep(0.05)
+        wait(lambda: agent.logged("restart asked for"))
         client.sendall(b"and more\n")
+        os.kill(before["mesh"], signal.SIGCONT)
         assert b'"seconds":{"mesh":' in client.makefile("rb").readline()
     assert agent.noted("mesh") == ["started", LEFT, "started"]
     assert agent.pids() != before

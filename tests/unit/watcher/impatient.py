@@ -14,6 +14,7 @@ from kilo.watcher import announcer, plugin, session, stream, worker
 from kilo.watcher.client import Api
 from kilo.watcher.worker import WatcherWorker
 from kilo.worker import Context
+from tests.clock import Given
 
 
 def soon_away(context: Context) -> WatcherWorker:
@@ -32,6 +33,7 @@ def with_slow_names(context: Context) -> WatcherWorker:
         return ask(*name, **hints)
 
     socket.getaddrinfo = slow
+    worker.HOLD_FOR_NAMES = 10.0
     return WatcherWorker(context)
 
 
@@ -56,12 +58,15 @@ def dead(context: Context) -> WatcherWorker:
 
 
 def watched(context: Context) -> WatcherWorker:
-    """One that says for how long its loop was ever held up."""
-    made, gauges, before = hasty(context), context.report.gauges, [time.monotonic()]
+    """One that says for how long its loop was ever held up: by waiting, or by another thread's work."""
+    made, gauges, clock = hasty(context), context.report.gauges, Given()
+    clock.__enter__()
+    before = [(clock.seconds, time.process_time())]
 
     def look() -> None:
-        now = time.monotonic()
-        gauges["longest"], before[0] = max(gauges.get("longest", 0.0), now - before[0]), now
+        now = clock.seconds, time.process_time()
+        gaps = (new - old for new, old in zip(now, before[0], strict=True))
+        gauges["longest"], before[0] = max(gauges.get("longest", 0.0), *gaps), now
 
     context.loop.call_every(0.02, look)
     return made

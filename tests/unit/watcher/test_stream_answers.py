@@ -89,9 +89,9 @@ def test_watches_that_end_at_once_with_nothing_are_a_failure_that_is_told_once(
     assert following.known == {"a"}
 
 
-def silent_twice(then: bytes, stands: float = 5) -> Answer:
-    """A list, two watches that end with nothing, and one that says ``then``, and stands for a while."""
-    watches = itertools.count()
+def silent_twice(then: bytes, over: threading.Event | None = None) -> Answer:
+    """A list, two watches that end with nothing, and one that says ``then``, and stands until it is over."""
+    watches, over = itertools.count(), over or threading.Event()
 
     def answer(request: str) -> Iterator[bytes]:
         if "watch=" not in request:
@@ -100,7 +100,7 @@ def silent_twice(then: bytes, stands: float = 5) -> Answer:
             yield HEAD + END
         else:
             yield then
-            threading.Event().wait(stands)
+            over.wait(5)
 
     return answer
 
@@ -122,14 +122,16 @@ def test_a_sign_of_life_is_handed_over_before_what_ends_the_watch(
     monkeypatch.setattr(module, "BELIEVED_AFTER", 0.1)
     monkeypatch.setattr(module, "HEALTHY", 30.0)
     events: list[str] = []
+    believed = threading.Event()
     reader_name = f"{NODES.plural} reader"
 
     def emit(event: object) -> None:
         if threading.current_thread().name != reader_name:
+            believed.set()
             time.sleep(0.8)  # as where it is preempted there
         events.append(type(event).__name__)
 
-    server = OddServer(silent_twice(HEAD, stands=0.4))
+    server = OddServer(silent_twice(HEAD, believed))
     with closing(server), closing(Api("", server.url)) as api:
         reader = Reader(api, NODES, emit)
         reader.start()

@@ -69,11 +69,11 @@ class Watched:
         return self.after_pass()
 
     def entries(self) -> set[str]:
-        """The kernel's entries, each with its number, without what counts down."""
+        """The kernel's entries, each with its number, without what moves."""
         text = self.host.run("conntrack", "-L", "-o", "id") + self.host.run(
             "conntrack", "-L", "-f", "ipv6", "-o", "id"
         )
-        moving = re.compile(r"(?<= )\d+ |use=\d+ ")
+        moving = re.compile(r"(?<= )\d+ |use=\d+ |\[ASSURED\] ")
         return {moving.sub("", line) for line in text.splitlines()}
 
 

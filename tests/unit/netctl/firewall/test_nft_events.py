@@ -14,6 +14,7 @@ from kilo.log import Logger
 from kilo.netctl.firewall import Firewall
 from kilo.netctl.firewall.nft_events import FIGHT, NftEvents
 from kilo.netctl.reconcile import Outcome
+from tests.clock import Given
 from tests.unit.netctl.firewall.hosts import Namespace, entries, policy
 
 SAMPLE = entries(
@@ -70,11 +71,11 @@ class Watching:
 
     def eventually(self, condition: Callable[[], bool], limit: float = 1.0) -> float:
         """Seconds until ``condition`` holds, which must be fewer than ``limit``."""
-        begun = time.monotonic()
-        while not condition():
-            assert time.monotonic() - begun < limit
-            time.sleep(0.01)
-        return time.monotonic() - begun
+        with Given() as clock:
+            while not condition():
+                assert clock.seconds < limit
+                time.sleep(0.01)
+        return clock.seconds
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from kilo.model.keys import ZERO
 from kilo.netctl.wireguard import kernel, uapi
 from kilo.netctl.wireguard.device import DeviceRefused, DeviceState, Parsed, PeerChange, PeerState, one_by_one
 from kilo.netctl.wireguard.uapi import Userspace
+from tests.clock import Given
 from tests.unit.netctl.hosts import SOCKETS, Host, stopped
 from tests.unit.netctl.plans import key
 from tests.unit.netctl.wireguard.contract import FULL, FULL_STATE, KEY, DeviceContract
@@ -70,10 +70,9 @@ def test_a_device_that_went_and_came_back_is_reached_again(wireguard_go: str, de
 
 def took(work: Callable[[], object]) -> float:
     """The seconds until ``work`` failed for want of an answer."""
-    start = time.monotonic()
-    with pytest.raises(TemporaryError, match="does not answer"):
+    with Given() as clock, pytest.raises(TemporaryError, match="does not answer"):
         work()
-    return time.monotonic() - start
+    return clock.seconds
 
 
 def exchanges_of(device: Userspace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
