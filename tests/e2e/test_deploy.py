@@ -360,6 +360,12 @@ def test_netctl_needs_to_administer_the_network(mesh: Mesh) -> None:
         is_unready(container, "netctl", '"netctl":')
 
 
+def legacy_tables_are_gone(mesh: Mesh) -> None:
+    """Those that tests before left, which netctl as it is deployed removes."""
+    saved = partial(mesh["bob"].host.run, "iptables-legacy-save")
+    wait_until(lambda: "KILO" not in saved(), 20, "what the tests before left is gone")
+
+
 def test_netctl_needs_raw_sockets_for_legacy_tables(mesh: Mesh) -> None:
     legacy = with_flag(mesh, "netctl", firewall="legacy")
     with changed(mesh, "netctl", capabilities=["NET_ADMIN"], **legacy) as container:
@@ -371,6 +377,7 @@ def test_netctl_needs_raw_sockets_for_legacy_tables(mesh: Mesh) -> None:
 
 def test_netctl_needs_no_raw_sockets_for_nftables(mesh: Mesh) -> None:
     """What components/nftables relies on."""
+    legacy_tables_are_gone(mesh)
     nftables = with_flag(mesh, "netctl", firewall="nftables")
     less = without(mesh, "netctl", "/run/xtables.lock")
     with changed(mesh, "netctl", capabilities=["NET_ADMIN"], **less, **nftables) as container:
@@ -380,8 +387,7 @@ def test_netctl_needs_no_raw_sockets_for_nftables(mesh: Mesh) -> None:
 
 
 def test_netctl_needs_the_lock_for_legacy_tables(mesh: Mesh) -> None:
-    saved = partial(mesh["bob"].host.run, "iptables-legacy-save")
-    wait_until(lambda: "KILO" not in saved(), 20, "what the tests before left is gone")
+    legacy_tables_are_gone(mesh)
     legacy, less = with_flag(mesh, "netctl", firewall="legacy"), without(mesh, "netctl", "/run/xtables.lock")
     with changed(mesh, "netctl", **less, **legacy) as container:
         says(container, "without the xtables lock")
