@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NODES ?= 200
+# Processes that run tests at the same time. Most tests wait more than they compute.
+JOBS ?= 6
 
 .DEFAULT_GOAL := help
 
@@ -49,20 +51,25 @@ check: setup ## format, lint, types, import rules, dead code
 	$(BIN)/vulture
 
 .PHONY: test
-test: check packages-vm ## everything in check, and every test
-	$(BIN)/pytest
+test: check packages-vm ## everything in check, and the tests of every area
+	$(BIN)/pytest -n $(JOBS) -m "not long"
+
+.PHONY: test-all
+test-all: check packages-vm ## everything in check, and every test, also the long ones: chaos, floods, all of tests/vm
+	$(BIN)/pytest -n $(JOBS)
 
 .PHONY: unit
-unit: setup ## the tests but the end-to-end ones and those in a virtual machine
-	$(BIN)/pytest -m "not e2e and not vm"
+unit: setup ## the tests that start no process
+	$(BIN)/pytest -n $(JOBS) tests/unit
 
 .PHONY: test-vm
 test-vm: setup packages-vm ## the tests on Debian's kernel, which has WireGuard and IPIP, in a virtual machine
 	$(BIN)/pytest -v tests/vm
 
 .PHONY: bench
-bench: setup ## one agent among NODES=200 simulated nodes; prints JSON
+bench: setup ## one agent among NODES=200 simulated nodes, as JSON; then the tests of what must happen soon, alone
 	$(BIN)/python -m tests.lab.bench --nodes $(NODES)
+	KILO_STRICT_BOUNDS=1 $(BIN)/pytest -m timing
 
 .PHONY: lock
 lock: setup ## pin the newest versions in requirements.lock, and those of the image in deploy/*.lock

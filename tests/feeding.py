@@ -22,11 +22,12 @@ from kilo.bus.publisher import Outlet
 from kilo.config import Config
 from kilo.model.host import WorkerState
 from kilo.worker import Context, Worker, run
-from tests.clock import Given
+from tests.clock import Given, bound
 
 T = TypeVar("T")
 Factory = Callable[[Context], Worker]
-PATIENCE = 10.0
+PATIENCE = 45.0
+"""Seconds for what must happen: so many that only a fault needs more."""
 QUICK = 0.1
 """Seconds between heartbeats that a test need not wait for."""
 
@@ -41,10 +42,10 @@ def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, wha
 
 
 def within(seconds: float, condition: Callable[[], object], what: str = "") -> None:
-    """Fails if ``condition`` does not come true in so many seconds of the machine: for what must be soon."""
+    """Fails if ``condition`` does not come true within ``bound(seconds)``: for what must be soon."""
     with Given() as clock:
         while not condition():
-            assert clock.seconds < seconds, f"not within {seconds} s: {what or condition}"
+            assert clock.seconds < bound(seconds), f"not within {bound(seconds)} s: {what or condition}"
             time.sleep(0.02)
 
 

@@ -11,8 +11,6 @@ from tests.lab.chaos import FLAGS, PATIENCE, SPECS, differences, storm, summary
 from tests.lab.faults import FAULTS, World
 from tests.lab.mesh import Mesh
 
-pytestmark = pytest.mark.e2e
-
 SECONDS = 300.0
 SEED = 11
 

@@ -30,8 +30,6 @@ from tests.unit.deploy.rendered import PATHS, daemonsets, documents
 
 READY = '"msg":"ready"'
 
-pytestmark = pytest.mark.e2e
-
 NAME = "userspace-split"
 MANIFESTS = {"ada": NAME, "bob": NAME, "cleo": "userspace-single"}
 NAMESPACE = "kube-system"

@@ -14,7 +14,6 @@ import pytest
 from tests.lab.host import wait_until
 from tests.lab.mesh import Member, Mesh, NodeSpec
 
-pytestmark = pytest.mark.e2e
 FLAGS = ["--encapsulate=never", "--mesh-granularity=location", "--iptables-forward-rules"]
 NOTHING: dict[str, list[Any]] = {"differences": [], "notes": [], "unknown": []}
 

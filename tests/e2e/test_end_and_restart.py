@@ -13,8 +13,6 @@ from tests.e2e.observe import allowed_by_key, configuration, left_over, no_ping_
 from tests.lab.host import wait_until
 from tests.lab.mesh import Mesh, NodeSpec
 
-pytestmark = pytest.mark.e2e
-
 STATE = ("links", "routes", "rules", "firewall", "sets", "nftables")
 KEY = "Zm9yIHRlc3RzIG9ubHksIGRlbGV0ZWQgd2hpbGUgZG8="
 OLD_SUBNET, NEW_SUBNET = "10.4.0.0/16", "10.9.0.0/16"

@@ -15,8 +15,6 @@ from tests.lab.host import Host, wait_until
 from tests.lab.mesh import LOCATION_LABEL, Member, Mesh, NodeSpec
 from tests.lab.ping import open_socket, reachable
 
-pytestmark = pytest.mark.e2e
-
 SECONDS = 20
 """Patience with what should take about a second."""
 OUTSIDER_ADDRESS = "10.5.0.1"

@@ -14,15 +14,11 @@ from contextlib import ExitStack, contextmanager
 from operator import methodcaller
 from pathlib import Path
 
-import pytest
-
 from kilo.model.workers import WORKERS
 from tests.e2e.observe import all_know, beside
 from tests.lab.host import wait_until
 from tests.lab.mesh import Mesh, NodeSpec
 from tests.lab.simulation import SimulatedNode
-
-pytestmark = pytest.mark.e2e
 
 NODES = 40
 PERIOD = 5.0

@@ -23,8 +23,6 @@ from tests.lab.agents import REPOSITORY, Program
 from tests.lab.host import CommandFailed, wait_until
 from tests.lab.mesh import KUBECONFIG, Mesh, NodeSpec
 
-pytestmark = pytest.mark.e2e
-
 USERS = {"watcher": 11071, "mesh": 11072, "netctl": 0, "cni": 0, "health": 11075}
 GROUPS = {
     "watcher": {11071, 11072},

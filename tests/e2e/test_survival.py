@@ -16,8 +16,6 @@ from tests.lab.host import wait_until
 from tests.lab.mesh import Mesh, NodeSpec
 from tests.lab.underlay import API_ADDRESS
 
-pytestmark = pytest.mark.e2e
-
 OUTAGE_SECONDS = 150
 """Longer than the two minutes after which any timer of minutes would have struck."""
 NEWS_SECONDS = 60

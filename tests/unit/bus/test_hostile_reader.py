@@ -135,6 +135,7 @@ def flood(path: str, words: bytes, over: threading.Event, done: list[float]) -> 
                 done.append(len(words))
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("kind", ["one topic", "made up", "unwanted", "no message"])
 def test_who_asks_without_end_is_cut_off(bus: Bus, kind: str) -> None:
     made_up = b"".join(b"\x00\x3f\x01" + os.urandom(62) for _ in range(2000))
@@ -162,6 +163,7 @@ def test_who_asks_without_end_is_cut_off(bus: Bus, kind: str) -> None:
     assert bus.hears()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("room", [10, 40], ids=["no descriptors", "too many of one user"])
 def test_a_crowd_waits_outside(bus: Bus, room: int) -> None:
     """Far more than this process may have descriptors for; those of the crowd are in a process of its own."""
@@ -192,6 +194,7 @@ def test_a_crowd_waits_outside(bus: Bus, room: int) -> None:
     assert bus.longest < LONGEST
 
 
+@pytest.mark.timing
 def test_one_user_has_so_many_connections_and_no_more(bus: Bus, tmp_path: Path) -> None:
     with ExitStack() as stack:
         callers = [stack.enter_context(connected(bus.path)) for _ in range(200)]
@@ -207,6 +210,7 @@ def test_one_user_has_so_many_connections_and_no_more(bus: Bus, tmp_path: Path) 
     assert bus.until(lambda: late.complete)
 
 
+@pytest.mark.timing
 def test_who_says_nothing_holds_a_place_for_so_long_and_no_longer(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +230,7 @@ def test_who_says_nothing_holds_a_place_for_so_long_and_no_longer(
     assert bus.hears()
 
 
+@pytest.mark.timing
 def test_a_handshake_that_does_not_end_is_cut_off(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """However far it came."""
     monkeypatch.setattr(door, "HANDSHAKE", 0.5)
@@ -243,6 +248,7 @@ def test_a_handshake_that_does_not_end_is_cut_off(bus: Bus, monkeypatch: pytest.
     assert bus.outlet.refused == 4
 
 
+@pytest.mark.timing
 def test_a_handshake_that_is_over_is_never_cut_off(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor one that is slow, as long as it ends in time."""
     monkeypatch.setattr(door, "HANDSHAKE", 2.0)
@@ -276,6 +282,7 @@ def test_nothing_is_due_while_no_handshake_is_under_way(tmp_path: Path) -> None:
     loop.close()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     "words",
     [
@@ -307,6 +314,7 @@ def _say(caller: socket.socket, words: bytes) -> None:
         caller.sendall(words)
 
 
+@pytest.mark.timing
 def test_descriptors_are_not_taken(bus: Bus, refusable: bool) -> None:
     """The producer would have to close them, and its loop stand still meanwhile: a socket's that lingers
     (SO_LINGER), for as long as the sender likes. Before Linux 6.16 nothing refuses them."""
@@ -320,6 +328,7 @@ def test_descriptors_are_not_taken(bus: Bus, refusable: bool) -> None:
     assert bus.hears()
 
 
+@pytest.mark.timing
 def test_what_comes_byte_by_byte_is_understood(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "HANDSHAKE", 60.0)
     with connected(bus.path) as caller:
@@ -329,6 +338,7 @@ def test_what_comes_byte_by_byte_is_understood(bus: Bus, monkeypatch: pytest.Mon
         assert is_told(bus, caller, b"\x01\x04plan")
 
 
+@pytest.mark.timing
 def test_half_of_a_message_is_waited_for_at_no_cost(bus: Bus) -> None:
     with connected(bus.path, GREETING + READY + b"\x00\x05\x01pl"):
         used = time.thread_time()
@@ -337,6 +347,7 @@ def test_half_of_a_message_is_waited_for_at_no_cost(bus: Bus) -> None:
         assert bus.hears()
 
 
+@pytest.mark.timing
 def test_a_reader_that_reads_nothing_costs_a_bound_and_others_nothing(bus: Bus, tmp_path: Path) -> None:
     """It asks for everything all the time."""
     bus.much()
@@ -357,6 +368,7 @@ def test_a_reader_that_reads_nothing_costs_a_bound_and_others_nothing(bus: Bus, 
     assert bus.hears()
 
 
+@pytest.mark.timing
 def test_the_whole_is_put_together_so_often_and_no_oftener(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of a topic that never changed, which is sent at once to who comes as the agent starts."""
     made: list[Frame[PlanItem]] = []
@@ -380,6 +392,7 @@ def test_the_whole_is_put_together_so_often_and_no_oftener(bus: Bus, monkeypatch
     assert bus.hears()
 
 
+@pytest.mark.timing
 def test_a_slow_reader_is_given_all_in_the_end(bus: Bus, tmp_path: Path) -> None:
     bus.much()
     with connected(bus.path, GREETING + READY + WANTED) as caller:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kilo.sandbox.home import hand_over
-from tests.unit.sandbox.conftest import FEWER_RIGHTS
+from tests.integration.sandbox.conftest import FEWER_RIGHTS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

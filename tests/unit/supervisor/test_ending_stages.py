@@ -41,6 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "DEATH", 0.1)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("held", [*WORKERS, "all"])
 def test_one_that_the_kernel_does_not_let_go_of_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, held: str

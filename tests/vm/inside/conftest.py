@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.netctl.conftest import wired as wired
+from tests.integration.netctl.hosts import Host
 from tests.lab.mesh import Mesh
-from tests.unit.netctl.conftest import wired as wired
-from tests.unit.netctl.hosts import Host
 from tests.vm.inside.places import complaints
 
 

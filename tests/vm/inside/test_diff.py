@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 from kilo.model.plan import PlanItem, Route, Rule, Tunnel
 from kilo.netctl.diff import Rehearsal
-from tests.unit.netctl.hosts import ip
+from tests.integration.netctl.hosts import ip
+from tests.integration.netctl.worker_box import Box
 from tests.unit.netctl.plans import key, mesh
-from tests.unit.netctl.worker_box import Box
 from tests.vm.inside.test_worker import ENCAPSULATION, SECONDS, box, own_tunnel, settled
 
 __all__ = ["box", "own_tunnel"]

@@ -13,8 +13,8 @@ import pytest
 from kilo.model.plan import Tunnel
 from kilo.netctl.netlink.socket import Netlink
 from kilo.netctl.tunnel import LASTING
-from tests.unit.netctl.hosts import Host, ip, lines
-from tests.unit.netctl.test_tunnel import Box
+from tests.integration.netctl.hosts import Host, ip, lines
+from tests.integration.netctl.test_tunnel import Box
 
 FALLBACK = Path("/proc/sys/net/core/fb_tunnels_only_for_init_net")
 PLAN = {"tunnel": Tunnel("ipip", "10.2.0.1/32")}

@@ -17,15 +17,15 @@ from kilo.netctl.netlink.socket import KernelError
 from kilo.netctl.wireguard.device import PeerChange, PeerState
 from kilo.netctl.wireguard.kernel import Kernel
 from kilo.netctl.wireguard.peers import Peers
+from tests.integration.netctl.hosts import SOCKETS, Host, ip, lines
+from tests.integration.netctl.test_interface import KEY, Box
+from tests.integration.netctl.wireguard.contract import DeviceContract, wg
 from tests.lab.host import Host as LabHost
 from tests.lab.host import wait_until
 from tests.lab.ping import open_socket, reachable
 from tests.lab.underlay import connect
-from tests.unit.netctl.hosts import SOCKETS, Host, ip, lines
 from tests.unit.netctl.plans import interface as planned_interface
 from tests.unit.netctl.plans import key, node
-from tests.unit.netctl.test_interface import KEY, Box
-from tests.unit.netctl.wireguard.contract import DeviceContract, wg
 
 MANY = 2000
 

@@ -14,9 +14,9 @@ import pytest
 
 from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, Rule, SetEntry, Tunnel
 from tests.feeding import eventually
-from tests.unit.netctl.hosts import Host, lines
+from tests.integration.netctl.hosts import Host, lines
+from tests.integration.netctl.worker_box import OURS, Box
 from tests.unit.netctl.plans import key, mesh, node
-from tests.unit.netctl.worker_box import OURS, Box
 from tests.vm.conftest import FIGURE
 from tests.vm.inside.test_tunnel import FALLBACK
 from tests.vm.inside.trace import Trace

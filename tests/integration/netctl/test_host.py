@@ -1,0 +1,153 @@
+"""What is known of the host: by listing, and by events; and the facts made of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kilo.config import Config
+from kilo.model.host import Link
+from kilo.netctl.facts import HostnameIPs, host_facts, resolve
+from kilo.netctl.host import Host as HostView
+from kilo.netctl.host import Roles
+from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, LinkInfo
+from kilo.netctl.netlink.socket import NETLINK_ROUTE, Events, Netlink
+from tests.feeding import within
+from tests.integration.netctl.hosts import Host, ip
+
+
+@pytest.fixture
+def view(host: Host) -> Iterator[HostView]:
+    host.wire()
+    with contextlib.closing(Netlink()) as netlink:
+        made = HostView(netlink)
+        made.load()
+        yield made
+
+
+@pytest.mark.timing
+def test_events_keep_the_view_as_a_listing_would_make_it(view: HostView) -> None:
+    with (
+        contextlib.closing(Events(NETLINK_ROUTE, [GROUP_LINK, *GROUPS_ADDRESS])) as events,
+        contextlib.closing(Netlink()) as netlink,
+    ):
+        for command in (
+            "addr add 10.1.0.11/24 dev eth0",
+            "link set eth0 mtu 1400",
+            "link add br0 type bridge",
+            "link set br0 up",
+            "addr add fd00::1/64 dev br0 nodad",
+            "addr del 10.1.0.11/24 dev eth0",
+            "link set eth0-far down",
+            "link del br0",
+            "link set eth0 name uplink",
+        ):
+            ip(command)
+            heard = 0
+
+            def told() -> bool:
+                """An address of IPv6 is announced by a task of the kernel's, a little later."""
+                nonlocal heard
+                heard += sum(view.take(message) for message in events.read(100))
+                return heard > 0
+
+            within(1.0, told, command)
+
+            def agrees() -> bool:
+                """The kernel may have done more since, such as give a bridge its link-local address."""
+                other = HostView(netlink)
+                other.load()
+                for message in events.read(100):
+                    view.take(message)
+                held = {n: set(a) for n, a in view.addresses.items() if a}
+                listed = {n: set(a) for n, a in other.addresses.items() if a}
+                return (view.links, held) == (other.links, listed)
+
+            within(1.0, agrees, command)
+        ip("link set uplink mtu 1400")
+        assert sum(view.take(message) for message in events.read(100)) == 0, "nothing changed"
+    number = next(n for n, link in view.links.items() if link.name == "uplink")
+    assert number in view.touched
+
+
+def test_who_holds_an_address(view: HostView) -> None:
+    holder = view.holder("10.1.0.10")
+    assert holder is not None and holder.name == "eth0" and holder == view.named("eth0")
+    assert view.holder("10.1.0.99") is None
+    assert view.named("eth9") is None
+
+
+def test_the_default_routes_interface(host: Host, view: HostView) -> None:
+    def default() -> str:
+        view.load_default()
+        link = view.links.get(view.default_link)
+        return link.name if link else ""
+
+    host.wire("eth1", "10.9.0.1/24")
+    ip("addr add fd00::1/64 dev eth1 nodad")
+    view.load()
+    assert default() == ""
+    ip("-6 route add default via fd00::99 dev eth1")
+    assert default() == "eth1"
+    ip("route add default via 10.1.0.1 dev eth0 metric 100")
+    assert default() == "eth0", "IPv4's counts first"
+    ip("route add default via 10.9.0.9 dev eth1 metric 50")
+    assert default() == "eth1", "the lowest metric counts"
+    ip("route add default via 10.9.0.9 dev lo onlink table 77")
+    assert default() == "eth1", "other tables do not count"
+
+
+def test_facts_leave_out_what_identifies_nobody(host: Host, view: HostView) -> None:
+    host.wire("pod", "10.2.0.1/24")
+    ip("addr flush dev pod")
+    ip("link add kilo0 type bridge")
+    ip("addr add 203.0.113.5/24 dev eth0")
+    ip("route add default via 10.1.0.1")
+    view.load()
+    view.load_default()
+    config = Config(interface="kilo0", compatibility="cilium")
+    facts = host_facts(view, config, "KEY=", ("10.1.0.10",), "kernel")
+    number = {link.name: n for n, link in view.links.items()}
+    assert facts.links == (
+        Link("eth0", number["eth0"], 1500, "veth", True, ("10.1.0.10/24", "203.0.113.5/24")),
+        Link("kilo0", number["kilo0"], 1500, "bridge", False, ()),
+    )
+    assert facts.default_link == "eth0"
+    assert facts.ignored_links == ("kilo0", "cilium_tunl", "tunl0", "kube-bridge")
+    assert (facts.public_key, facts.hostname_ips, facts.wireguard) == ("KEY=", ("10.1.0.10",), "kernel")
+
+
+def test_a_role_changes_the_generation_only_when_it_moves() -> None:
+    roles = Roles()
+    link = LinkInfo(3, "kilo0", 1420, "tun", True)
+    moves = []
+    for step in (None, link, link._replace(mtu=1400), link._replace(up=False), link._replace(number=4), None):
+        before = roles.generation
+        roles.assign("wireguard", step)
+        moves.append(roles.generation > before)
+    assert moves == [False, True, False, True, True, True]
+    assert roles.number("wireguard") == 0 and roles.numbers() == set()
+
+
+def test_names_resolve_off_the_loop_and_the_first_answer_is_kept() -> None:
+    assert resolve("10.1.0.10") == ("10.1.0.10",)
+    assert resolve("nowhere.invalid") == () == resolve("bad..name")
+    answered = threading.Event()
+    posted: list[Callable[[], None]] = []
+
+    def post(callback: Callable[[], None]) -> None:
+        posted.append(callback)
+        answered.set()
+
+    tries: list[tuple[str, ...]] = []
+    names = HostnameIPs("127.0.0.7", post, lambda: tries.append(names.addresses))
+    names.ask()
+    names.ask()
+    assert answered.wait(5)
+    posted.pop()()
+    assert tries == [("127.0.0.7",)]
+    names.ask()
+    assert not posted and not names._asking
