@@ -33,7 +33,8 @@ QUICK = 0.1
 
 
 def eventually(condition: Callable[[], T | None], timeout: float = PATIENCE, what: str = "") -> T:
-    """The first true value of ``condition``; fails after ``timeout`` seconds."""
+    """The first true value of ``condition``; fails after ``timeout`` seconds, and not before ``PATIENCE``."""
+    timeout = max(timeout, PATIENCE)
     end = time.monotonic() + timeout
     while not (value := condition()):
         assert time.monotonic() < end, f"not within {timeout} s: {what or condition}"

@@ -42,10 +42,10 @@ class Admin:
         if url.scheme == "https":
             context = ssl.create_default_context(cafile=ca or None, cadata=ca_data or None)
             self._connection = http.client.HTTPSConnection(
-                url.hostname, url.port, timeout=30, context=context
+                url.hostname, url.port, timeout=90, context=context
             )
         else:
-            self._connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=30)
+            self._connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=90)
 
     @classmethod
     def of(cls, kubeconfig: Path) -> Admin:

@@ -11,6 +11,8 @@ from tests.lab.chaos import FLAGS, PATIENCE, SPECS, differences, storm, summary
 from tests.lab.faults import FAULTS, World
 from tests.lab.mesh import Mesh
 
+pytestmark = pytest.mark.long
+
 SECONDS = 300.0
 SEED = 11
 

@@ -20,6 +20,8 @@ from tests.lab.host import wait_until
 from tests.lab.mesh import Member, Mesh, NodeSpec
 from tests.lab.simulation import SimulatedNode
 
+pytestmark = pytest.mark.long
+
 SECONDS = 30.0
 NODES = 10
 SEED = 20

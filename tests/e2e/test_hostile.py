@@ -19,6 +19,8 @@ from tests.lab.agents import REPOSITORY
 from tests.lab.host import wait_until
 from tests.lab.mesh import Member, Mesh, NodeSpec
 
+pytestmark = pytest.mark.long
+
 KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
 SECRET = "WB9vvLmLPLQIeYeMAoFBIeLWnE3GJlqLLRvMzaVOE1U="
 MEMORY = 16 << 20

@@ -78,12 +78,12 @@ def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
                 break
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
             assert answer.status == 200
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/graph", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/graph", timeout=90) as answer:
             assert b"<svg" in answer.read()
         assert holders(process.pid)
         if kubectl:
             command = kubectl.partition(": ")[2].split()
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=90)
             assert (done.returncode, done.stdout.count("node/")) == (0, 4), done.stderr
         assert bool(kubectl) == (find_assets() is not None)
     finally:
@@ -126,7 +126,7 @@ def test_demo_is_interrupted_at_once_and_says_so(after: float, tmp_path: Path) -
     time.sleep(after)
     with Given() as clock:
         process.send_signal(signal.SIGINT)
-        text, _ = process.communicate(timeout=20)
+        text, _ = process.communicate(timeout=90)
     assert process.returncode == (0 if "Ctrl-C ends the demo" in text else 130), text
     if text:  # it had loaded its code, and begun
         assert "\nstopping; removing everything\n" in text

@@ -23,6 +23,8 @@ from tests.lab.namespaces import ALL, NET, call_inside, call_unshared
 from tests.lab.opened import hidden
 
 T = TypeVar("T")
+LEAST_PATIENCE = 60.0
+"""Seconds for what must happen, on a machine that does much else: only a fault needs more."""
 HOLDER = "kilo-lab-holder"
 """Marks a holder's command line; the word after it is the process that made it."""
 
@@ -206,7 +208,11 @@ class Host:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str, pause: float = 0.02) -> float:
-    """Wait for ``condition``; the seconds it took. Raises TimeoutError that says ``what``."""
+    """Wait for ``condition``; the seconds it took. Raises TimeoutError that says ``what``.
+
+    ``seconds``: at most, or ``LEAST_PATIENCE`` if that is more.
+    """
+    seconds = max(seconds, LEAST_PATIENCE)
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > seconds:

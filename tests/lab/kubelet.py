@@ -274,7 +274,7 @@ class Container:
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=90,
         )
 
     def probe(self, kind: str) -> str:

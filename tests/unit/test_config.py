@@ -154,7 +154,7 @@ def test_a_run_dir_that_cannot_be_made_is_told(words: list[str], place: str, tmp
 
 def kg(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kilo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
 def test_version_and_help() -> None:

@@ -82,7 +82,7 @@ def test_a_reader_that_is_only_slow_loses_nothing(pipe: Pipe, monkeypatch: pytes
         for number in range(700):
             log.info("x" * 200, number=number)
         os.close(pipe[1])
-        counted = int(reader.communicate(timeout=20)[0])
+        counted = int(reader.communicate(timeout=90)[0])
     assert log.dropped == 0
     assert counted == 700
 

@@ -12,6 +12,7 @@ from kilo.bus import Loop, state_of
 from kilo.bus.subscriber import Subscription
 from kilo.config import Config
 from kilo.worker import HEARTBEAT, Context
+from tests.feeding import PATIENCE
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def test_workers_beat_at_the_same_moments_whenever_they_started(
 
 
 def run_until(condition: Callable[[], object], *loops: Loop) -> None:
-    """Serve all of them in turns, for 5 seconds at most."""
-    end = time.monotonic() + 5
+    """Serve all of them in turns, for ``PATIENCE`` seconds at most."""
+    end = time.monotonic() + PATIENCE
     while not condition() and time.monotonic() < end:
         for loop in loops:
             loop.run_for(0.02)

@@ -13,7 +13,7 @@ from tests.vm import INSIDE
 from tests.vm.machine import REPOSITORY, Machine, MachineFailed
 
 HERE = Path(__file__).parent / "inside"
-SECONDS = 300
+SECONDS = 600
 """For a test inside, unless it says otherwise: emulated Python is some twenty times slower."""
 
 FIGURE = "figure"

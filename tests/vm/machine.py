@@ -48,9 +48,9 @@ class Limits:
     """Seconds: to the first word of the pytest inside (some 20 on an idle machine), between two words
     (those inside have their own time limits, which strike before), and in all."""
 
-    boot: float = 180
-    silence: float = 480
-    life: float = 1500
+    boot: float = 600
+    silence: float = 900
+    life: float = 3600
 
 
 class MachineFailed(Exception):

@@ -17,6 +17,9 @@ from kilo.bus.wire import MAX_STATE, VERSION, Frame, encode, endpoint
 from kilo.model.host import WorkerState
 from kilo.model.plan import PlanItem
 from tests.clock import Given, bound
+from tests.feeding import PATIENCE
+
+pytestmark = pytest.mark.long
 
 MEMORY = 48 << 20
 """Bytes: what waits in libzmq, and what is decoded of one message."""
@@ -123,7 +126,7 @@ def test_a_truncated_message_changes_nothing(loop: Loop, tmp_path: Path) -> None
             lambda change: None,
             lambda name, reason: bad.append(reason),
         )
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while len(bad) < 5 and time.monotonic() < end:
             loop.run_for(0.05)
     assert not follower.complete

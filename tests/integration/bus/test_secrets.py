@@ -23,6 +23,7 @@ from kilo.model.node import Peer
 from kilo.model.plan import PlanItem, PlannedPeer
 from kilo.model.workers import IDS
 from kilo.sandbox.profiles import HEARS
+from tests.feeding import PATIENCE
 
 KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
 SECRET = "WB9vvLmLPLQIeYeMAoFBIeLWnE3GJlqLLRvMzaVOE1U="
@@ -190,7 +191,7 @@ def test_cni_cannot_take_the_connections_that_netctl_may_have(
                 caller.connect(str(path))
             os.read(r, 1)
         os._exit(0)
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE
     while outlet.refused < MOST_CONNECTIONS and time.monotonic() < end:
         loop.run_for(0.02)
     assert heard(path, b"plan", 0, groups_of("cni"), loop) == b"", "it has all that it may have"

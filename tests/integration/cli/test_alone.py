@@ -60,7 +60,7 @@ def test_what_cannot_be_had_ends_it_with_one_line(tmp_path: Path) -> None:
     """Without SETPCAP nothing can be taken out of the bounding set."""
     without = ["setpriv", "--bounding-set=-setpcap", "--inh-caps=-setpcap"]
     command = [sys.executable, "-m", "kilo", "mesh", f"--run-dir={tmp_path}/run", "--require-sandbox"]
-    done = subprocess.run([*without, *command], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([*without, *command], capture_output=True, text=True, timeout=90, check=False)
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
     assert said.startswith("kg mesh: the sandbox is not whole: bounding set: ")
@@ -75,7 +75,7 @@ def test_the_others_take_the_flag_too(tmp_path: Path, name: str, interface: str)
         [*command, "--require-sandbox", "--sandbox=full", "--clean-up=false", *flags],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
     assert "sandbox" not in done.stderr, done.stderr
     assert done.returncode == 124, "it ran until it was told to end"

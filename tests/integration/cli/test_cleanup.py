@@ -29,7 +29,7 @@ def kg(
     ]
     prefix = ["unshare", "-n"] if network == "new" else []
     return subprocess.run(
-        [*prefix, *shell, *command], capture_output=True, text=True, timeout=40, check=False
+        [*prefix, *shell, *command], capture_output=True, text=True, timeout=90, check=False
     )
 
 

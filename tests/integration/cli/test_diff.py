@@ -23,7 +23,7 @@ def diff(*flags: str, before: str = "", tmp_path: Path) -> subprocess.CompletedP
     command = [sys.executable, "-m", "kilo", "plan", "--diff", f"--run-dir={tmp_path}/run"]
     command += [f"--state-dir={tmp_path}/state", *flags]
     inside = ["unshare", "-n", "sh", "-c", f'{before or "true"} && exec "$@"', "sh", *command]
-    return subprocess.run(inside, capture_output=True, text=True, timeout=40, check=False)
+    return subprocess.run(inside, capture_output=True, text=True, timeout=90, check=False)
 
 
 @pytest.mark.timing

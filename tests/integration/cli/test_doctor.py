@@ -43,7 +43,7 @@ def doctor(tmp_path: Path, *flags: str, before: str = "true", network: str = "ne
         [*prefix, "sh", "-c", f'{before} && "$@"', "sh", *command],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=90,
         check=False,
     )
     assert done.stderr == ""
@@ -92,7 +92,7 @@ def test_that_no_agent_runs_is_said_first_and_is_wrong(tmp_path: Path, cni: Path
         "--master=http://127.0.0.1:9",
     ]
     done = subprocess.run(
-        ["unshare", "-n", *command], capture_output=True, text=True, timeout=40, check=False
+        ["unshare", "-n", *command], capture_output=True, text=True, timeout=90, check=False
     )
     assert done.returncode == 1
     said, mend, *_ = done.stdout.splitlines()

@@ -32,7 +32,7 @@ def kg(variables: dict[str, str], *words: str) -> subprocess.CompletedProcess[st
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=90,
     )
 
 

@@ -16,7 +16,7 @@ from tests.unit.cli.test_plan import NODES, NOW, write
 
 def kg(*words: str | bytes) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kilo", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
 def refused(*words: str | bytes) -> str:
@@ -99,7 +99,7 @@ def test_output_that_cannot_be_written(tmp_path: Path, words: tuple[str, ...]) -
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
+            timeout=90,
             check=False,
         )
     assert done.returncode == os.EX_IOERR
@@ -110,7 +110,7 @@ def without(descriptor: str, *words: str) -> subprocess.CompletedProcess[str]:
     """With a standard descriptor closed, as by ``>&-``."""
     script = f'exec "$0" -m kilo "$@" {descriptor}'
     command = ["sh", "-c", script, sys.executable, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
 def test_standard_input_that_is_closed() -> None:
@@ -126,7 +126,7 @@ def test_standard_output_that_is_closed(tmp_path: Path) -> None:
 def test_a_character_that_the_terminal_has_not(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kilo", "status", f"--run-dir={tmp_path}/é"]
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment)
     assert (done.returncode, done.stderr) == (3, "")
     assert done.stdout.endswith("/\\xe9\n")
 

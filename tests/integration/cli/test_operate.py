@@ -75,7 +75,7 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
 
 def kg(run_dir: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kilo", *words, f"--run-dir={run_dir}", "--hostname=n1"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
 def test_a_command_that_there_is_not(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_word_too_many_points_to_the_help_of_the_command(command: str, tmp_pat
 def test_a_reader_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
     script = '"$0" -m kilo status --run-dir=$1 | true; echo ${PIPESTATUS[0]}'
     done = subprocess.run(
-        ["bash", "-c", script, sys.executable, str(tmp_path)], capture_output=True, text=True, timeout=30
+        ["bash", "-c", script, sys.executable, str(tmp_path)], capture_output=True, text=True, timeout=90
     )
     assert (done.stdout, done.stderr) == ("141\n", "")
 

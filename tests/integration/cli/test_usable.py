@@ -50,7 +50,7 @@ def started(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     flags = [f"--run-dir={made}/run", f"--state-dir={made}/state", f"--cni-path={made}/cni/10.conflist"]
     command = ["unshare", "-n", sys.executable, "-m", "kilo", *words, *flags]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("KUBERNETES_")}
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment)
 
 
 @pytest.mark.parametrize("worker", [(), ("watcher",), ("watcher", "--require-sandbox")], ids=str)

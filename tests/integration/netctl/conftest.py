@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.feeding import eventually
 from tests.integration.netctl.far_end import FarEnd
 from tests.integration.netctl.firewall.hosts import Hosts, hosts
 from tests.integration.netctl.hosts import SOCKETS, Host
@@ -37,10 +37,7 @@ def wireguard_go(host: Host) -> Iterator[str]:
     process = subprocess.Popen(
         ["wireguard-go", "-f", host.interface], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    end = time.monotonic() + 5
-    while not (SOCKETS / f"{host.interface}.sock").exists():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually((SOCKETS / f"{host.interface}.sock").exists)
     try:
         yield host.interface
     finally:

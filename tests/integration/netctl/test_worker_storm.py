@@ -10,11 +10,15 @@ import subprocess
 import time
 from collections.abc import Callable
 
+import pytest
+
 from kilo.netctl import interface
 from kilo.worker import Context
 from tests.feeding import eventually, running
 from tests.integration.netctl.hosts import ip
 from tests.integration.netctl.worker_box import DESTINATIONS, PLAN_3, Box, Steady
+
+pytestmark = pytest.mark.long
 
 SECONDS = 15
 PATIENCE = 8.0

@@ -26,6 +26,6 @@ def command(deed: str, *arguments: object, before: Sequence[str] = ()) -> list[s
 def inside(deed: Callable[..., Any], *arguments: object) -> Any:
     """What ``deed`` returns, called in a process of its own."""
     assert getattr(deeds, deed.__name__) is deed
-    ran = subprocess.run(command(deed.__name__, *arguments), capture_output=True, text=True, timeout=30)
+    ran = subprocess.run(command(deed.__name__, *arguments), capture_output=True, text=True, timeout=90)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])

@@ -17,6 +17,7 @@ import msgspec
 from kilo.bus import WORKERS
 from kilo.errors import KiloError
 from kilo.supervisor.control import Reply, Request, ask
+from tests.feeding import PATIENCE
 from tests.integration.supervisor.toys import HURRY
 
 TOYS = (sys.executable, "-m", "tests.integration.supervisor.toys")
@@ -130,8 +131,9 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def wait(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
+def wait(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Wait for ``condition``; fails after ``seconds``, or ``PATIENCE`` if that is more."""
+    end = time.monotonic() + max(seconds, PATIENCE)
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
         time.sleep(0.02)

@@ -34,7 +34,7 @@ def clean_up(name: str, tmp_path: Path, *before: str, **flags: object) -> str:
     script = " && ".join([*before, '"$@"', "ip -br address", "ip route show table all proto 171"])
     prefix = ["unshare", "-n"] if name == "netctl" else []
     done = subprocess.run(
-        [*prefix, "sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=30, check=False
+        [*prefix, "sh", "-c", script, "sh", *command], capture_output=True, text=True, timeout=90, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"said {CLEANED!r}" in done.stdout

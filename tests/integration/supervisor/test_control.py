@@ -97,7 +97,7 @@ def test_kg_doctor_has_the_flags_of_the_agent(start: Callable[..., Agent], given
     agent = start()
     agent.all_ready()
     command = [sys.executable, "-m", "kilo", "doctor", f"--run-dir={agent.run_dir}", "-o", "json", *given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
     found = {finding["check"]: finding["found"] for finding in json.loads(done.stdout)}
     told = "none that is not the default" if given else "state-dir"
     assert found["flags"] == f"those of the agent that runs here: {told}"
@@ -149,7 +149,7 @@ def server() -> Iterator[Path]:
 @pytest.mark.parametrize(("group", "may"), [(GROUP, True), (GROUP + 1, False)])
 def test_only_root_and_the_group_may_connect(server: Path, group: int, may: bool) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", ASK, str(server), str(group)], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", ASK, str(server), str(group)], capture_output=True, text=True, timeout=90
     )
     assert ("Reply(" in done.stdout, "no right to ask the parent" in done.stderr) == (may, not may)
 

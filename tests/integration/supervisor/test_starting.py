@@ -107,7 +107,7 @@ def test_a_fault_of_the_configuration_leaves_no_interface(tmp_path: Path, fault:
         flags += ["--master=http://127.0.0.1:9", f"--state-dir={tmp_path}"]
     script = 'timeout -s KILL 20 "$0" -m kilo "$@"; echo "status $?"; ip -br link'
     command = ["unshare", "-n", "sh", "-c", script, sys.executable, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     links = done.stdout.partition("status 2")[2]
     assert "lo " in links, done.stdout
     assert "kgt0" not in links

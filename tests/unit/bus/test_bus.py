@@ -15,6 +15,7 @@ from kilo.bus.wire import VERSION, Frame, encode, endpoint
 from kilo.errors import PermanentError, TemporaryError
 from kilo.model.keys import PresharedKey
 from kilo.model.plan import PlanItem, PlannedPeer, Route, SetEntry
+from tests.feeding import PATIENCE
 
 KEY = "CPHsDzA3Jg5Q/bO8jfktK4L4dJi9ikStdnl6+IfXTmY="
 ROUTE = Route("10.2.0.0/24", "wireguard", via="10.4.0.1")
@@ -44,7 +45,7 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
-def wait(loop: Loop, condition: Callable[[], bool], seconds: float = 3.0) -> None:
+def wait(loop: Loop, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     for _ in range(int(seconds / 0.01)):
         if condition():
             return

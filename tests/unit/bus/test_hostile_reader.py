@@ -21,6 +21,8 @@ from kilo.bus.zmtp import GREETING
 from kilo.model.plan import PlanItem, Route
 from tests.clock import Given
 
+pytestmark = pytest.mark.long
+
 READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
 WANTED = b"\x00\x05\x01plan"
 MEMORY = 16 << 20

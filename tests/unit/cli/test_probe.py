@@ -93,7 +93,7 @@ def test_something_else_on_the_socket_does_not(run_dir: Path, answer: bytes) -> 
         with other.accept()[0] as asked:
             asked.sendall(answer)
             asked.shutdown(socket.SHUT_WR)
-            _, said = prober.communicate(timeout=20)
+            _, said = prober.communicate(timeout=90)
     assert prober.returncode == probe.SILENT
     assert said.startswith(b"cni does not answer"), said
     assert said.count(b"\n") == 1, said

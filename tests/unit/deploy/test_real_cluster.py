@@ -225,7 +225,7 @@ def warnings(server: RealServer, path: str, body: Any) -> list[str]:
     url = urlsplit(server.url)
     context = ssl.create_default_context(cafile=server.ca)
     assert url.hostname
-    connection = http.client.HTTPSConnection(url.hostname, url.port, timeout=30, context=context)
+    connection = http.client.HTTPSConnection(url.hostname, url.port, timeout=90, context=context)
     headers = {"Authorization": "Bearer admin-token", "Content-Type": "application/json"}
     connection.request("POST", f"{path}?dryRun=All", json.dumps(body), headers)
     answer = connection.getresponse()

@@ -18,7 +18,7 @@ from kilo.netctl.fights import CALM, MANY, Fights
 from kilo.netctl.passes import Passes
 from kilo.netctl.reconcile import Outcome
 from kilo.worker import Reporter
-from tests.feeding import eventually
+from tests.feeding import PATIENCE, eventually
 
 
 class Played:
@@ -85,7 +85,7 @@ class Box:
     def run(self, count: int = 1) -> list[str]:
         """What was asked until ``count`` more passes have ended."""
         self.journal.clear()
-        want, end = len(self.settled) + count, time.monotonic() + 5
+        want, end = len(self.settled) + count, time.monotonic() + PATIENCE
         while len(self.settled) < want:
             assert time.monotonic() < end
             self.loop.run_for(0.001)

@@ -44,7 +44,7 @@ SPECS = [
 ]
 PODS = IPv4Network("10.42.0.0/16")
 LAPTOP = "10.5.0.1"
-START_SECONDS = 150
+START_SECONDS = 300
 """For one agent, on a busy machine; it takes some 7 s on one that does nothing else."""
 SECONDS = 120
 """Patience with what takes a second or two on such a machine."""

@@ -6,12 +6,16 @@ import signal
 import subprocess
 from collections.abc import Mapping
 
+import pytest
+
 from kilo.model.plan import PlanItem, Route, Rule, Tunnel
 from kilo.netctl.diff import Rehearsal
 from tests.integration.netctl.hosts import ip
 from tests.integration.netctl.worker_box import Box
 from tests.unit.netctl.plans import key, mesh
 from tests.vm.inside.test_worker import ENCAPSULATION, SECONDS, box, own_tunnel, settled
+
+pytestmark = pytest.mark.long
 
 __all__ = ["box", "own_tunnel"]
 PLAN: dict[str, PlanItem] = mesh(2) | {item.key: item for item in ENCAPSULATION}

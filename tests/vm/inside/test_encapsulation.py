@@ -47,7 +47,7 @@ here, unless a handshake meets nobody: it is repeated after 5 s."""
 
 STATE = ("links", "routes", "rules", "firewall", "sets", "nftables")
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,10 @@ def laptop(hosts: Mesh) -> Laptop:
     return Laptop(hosts)
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(m, marks=[pytest.mark.long] if m != "always" else []) for m in MODES],
+)
 def mode(request: pytest.FixtureRequest, hosts: Mesh, laptop: Laptop) -> str:
     """The value of --encapsulate that all agents run with now; what they do has settled."""
     mode = str(request.param)
@@ -203,6 +206,7 @@ def test_the_tunnel_device_rules_and_guard(mesh: Mesh, mode: str) -> None:
         assert {line.partition("\t")[2].partition(" proto")[0] for line in rules} == wanted, member.name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["always"], indirect=True)
 def test_a_minute_at_rest_changes_and_starts_nothing(mesh: Mesh, tmp_path: Path) -> None:
     """With everybody checking in meanwhile."""

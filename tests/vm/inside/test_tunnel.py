@@ -27,7 +27,9 @@ def tunl0() -> str:
     return lines("-o -d link show tunl0")[0]
 
 
-@pytest.fixture(params=["0", "2"], ids=["fallback everywhere", "fallback nowhere"])
+@pytest.fixture(
+    params=["0", pytest.param("2", marks=pytest.mark.long)], ids=["fallback everywhere", "fallback nowhere"]
+)
 def fallback(request: pytest.FixtureRequest) -> Iterator[str]:
     """Whether every namespace has a tunl0 of the kernel's once ipip is loaded; it is not loaded yet."""
     before = FALLBACK.read_text()

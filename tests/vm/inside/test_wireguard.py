@@ -256,6 +256,7 @@ def test_two_talk_with_a_preshared_key(pair: Pair) -> None:
     assert pair.seen(0).endpoint == (pair.outside[1], 51820)
 
 
+@pytest.mark.long
 def test_an_endpoint_that_the_kernel_learnt_stays_until_there_is_news(pair: Pair) -> None:
     """The right side moves to another port, as behind NAT, and the left one hears from it there."""
     name, there = pair.keys[1].public(), pair.outside[1]

@@ -21,6 +21,8 @@ from tests.vm.conftest import FIGURE
 from tests.vm.inside.test_tunnel import FALLBACK
 from tests.vm.inside.trace import Trace
 
+pytestmark = pytest.mark.long
+
 SECONDS = 60.0
 """Patience: the worker alone takes some 10 s to start."""
 REPAIR_SECONDS = 2.0

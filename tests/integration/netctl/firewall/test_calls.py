@@ -182,6 +182,7 @@ def test_ipv6_that_is_off_is_no_error(host: Namespace, kind: Kind, expected: str
         assert "ip6" not in host.run("nft", "list", "ruleset")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["legacy", "nftables"])
 def test_memory_does_not_grow(host: Namespace, kind: Kind) -> None:
     """600 times read, 80 times written; a table that leaked would be some 10 kB each time."""
