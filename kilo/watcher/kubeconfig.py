@@ -112,6 +112,7 @@ class Kubeconfig:
     cluster: Cluster
     user: User
     user_name: str = ""
+    cluster_name: str = ""
 
     def beside(self, path: str) -> str:
         """A path of the file: what is relative is so to the file's own directory."""
@@ -128,9 +129,11 @@ def parse_kubeconfig(path: str, content: bytes) -> Kubeconfig:
     context = _entry(path, file.contexts, "context", file.current_context, _Context)
     cluster = _entry(path, file.clusters, "cluster", context.cluster, Cluster)
     user = _entry(path, file.users, "user", context.user, User) if context.user else User()
+    _check_trust(path, f"clusters[name={context.cluster}].cluster", cluster)
+    _check_methods(path, f"users[name={context.user}].user", user)
     if user.exec is not None:
         _check(path, f"users[name={context.user}].user.exec", user.exec)
-    return Kubeconfig(path, cluster, user, context.user)
+    return Kubeconfig(path, cluster, user, context.user, context.cluster)
 
 
 def _loaded(path: str, content: bytes) -> Any:
@@ -171,6 +174,33 @@ def _entry(path: str, entries: list[_Named], kind: str, name: str, form: type[T]
             place = f"{kind}s[name={name}].{kind}"
             return _converted(path, getattr(entry, kind) or {}, form, place)
     raise PermanentError(f"{path}: there is no {kind} named {name!r} in {kind}s")
+
+
+def _check_trust(path: str, place: str, cluster: Cluster) -> None:
+    """Refuse an authority that would not be used: the token would go to a server that is not verified."""
+    if not cluster.insecure_skip_tls_verify:
+        return
+    authorities = {
+        "certificate-authority": cluster.certificate_authority,
+        "certificate-authority-data": cluster.certificate_authority_data,
+    }
+    for field, value in authorities.items():
+        if value:
+            raise PermanentError(
+                f"{path}: {place}: insecure-skip-tls-verify is true beside {field}: remove"
+                " insecure-skip-tls-verify, so that the server is verified, or else the authority"
+            )
+
+
+def _check_methods(path: str, place: str, user: User) -> None:
+    """Refuse pairs of credentials of which only one could be used, as the Go client does."""
+    pairs = (
+        ("exec", user.exec, "auth-provider", user.auth_provider),
+        ("token", user.token, "username or password", user.username or user.password),
+    )
+    for one, given, other, beside in pairs:
+        if given and beside:
+            raise PermanentError(f"{path}: {place}: {one} and {other} exclude each other: remove one of them")
 
 
 def _check(path: str, place: str, plugin: Exec) -> None:

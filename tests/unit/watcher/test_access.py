@@ -46,7 +46,6 @@ def test_data_counts_before_files_and_files_are_beside_the_kubeconfig(tmp_path: 
         ({"token": SECRET}, f"Bearer {SECRET}"),
         ({"token": SECRET, "tokenFile": "token"}, "Bearer from-the-file"),
         ({"username": "a", "password": "b"}, "Basic YTpi"),
-        ({"token": SECRET, "username": "a", "password": "b"}, f"Bearer {SECRET}"),
         ({}, ""),
     ],
 )

@@ -161,3 +161,30 @@ def test_a_plugin_that_must_ask_somebody_is_refused(mode: str, reason: str) -> N
 @pytest.mark.parametrize("kind", ["cluster", "user"])
 def test_what_a_context_names_must_be_there(kind: str) -> None:
     assert f"there is no {kind} named" in refusal(json.dumps(document(**{f"{kind}s": []})))
+
+
+@pytest.mark.parametrize("authority", ["certificate-authority", "certificate-authority-data"])
+def test_kubeconfig_insecure_with_an_authority_is_refused(authority: str) -> None:
+    cluster = {"server": "https://192.0.2.1", "insecure-skip-tls-verify": True, authority: SECRET}
+    said = refusal(json.dumps(document(clusters=[{"name": "c", "cluster": cluster}])))
+    assert said.startswith(f"clusters[name=c].cluster: insecure-skip-tls-verify is true beside {authority}: ")
+    del cluster["insecure-skip-tls-verify"]
+    assert parsed(json.dumps(document(clusters=[{"name": "c", "cluster": cluster}]))).cluster
+
+
+@pytest.mark.parametrize(
+    ("user", "reason"),
+    [
+        ({"token": SECRET, "password": SECRET}, "token and username or password exclude each other"),
+        (
+            {
+                "exec": {"command": "x", "apiVersion": "client.authentication.k8s.io/v1"},
+                "auth-provider": {"name": "oidc"},
+            },
+            "exec and auth-provider exclude each other",
+        ),
+    ],
+)
+def test_user_with_credentials_that_contradict_is_refused(user: dict[str, Any], reason: str) -> None:
+    said = refusal(json.dumps(document(users=[{"name": "u", "user": user}])))
+    assert said.startswith(f"users[name=u].user: {reason}")
