@@ -45,6 +45,11 @@ class Access:
     files: Mapping[str, Stamp] = field(default_factory=dict)
 
     @property
+    def impersonation(self) -> tuple[tuple[str, str], ...]:
+        """Headers of every request, by which the user acts as another one."""
+        return self.kubeconfig.impersonation if self.kubeconfig else ()
+
+    @property
     def giver(self) -> str:
         """What says who we are, for a person."""
         if self.plugin is not None:
@@ -75,6 +80,11 @@ def read_access(kubeconfig: str, master: str) -> Access:
     else:
         access = _in_cluster(files)
     server = _server(master or access.server, "--master" if master else access.source)
+    if access.impersonation and not server.startswith("https:"):
+        # The Go client drops these headers there, and acts with the rights of whoever answers the request.
+        raise PermanentError(
+            f"{access.user}: as is for servers with https:// only, and the server is {server}"
+        )
     return replace(access, server=server, files=files.stamps)
 
 

@@ -180,7 +180,9 @@ class Api:
             raise ApiError(f"cannot {what}: credentials: {e}") from e
         if within is not None:
             timeout = max(0.1, within - (time.monotonic() - began))
-        headers = {"Accept": "application/json", "User-Agent": f"kg/{__version__}"}
+        headers = urllib3.HTTPHeaderDict({"Accept": "application/json", "User-Agent": f"kg/{__version__}"})
+        for name, value in session.impersonation:
+            headers.add(name, value)
         if session.authorization:
             headers["Authorization"] = session.authorization
         if body is not None:

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from kilo.errors import PermanentError
+from kilo.errors import PermanentError, ProtocolError
+from kilo.watcher.impersonation import headers_of
 from kilo.watcher.objects import located
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -81,6 +82,10 @@ class User(_Secretive, frozen=True, rename="kebab"):
     password: str = ""
     exec: Exec | None = None
     auth_provider: dict[str, Any] | None = None
+    as_: str = msgspec.field(name="as", default="")
+    as_uid: str = ""
+    as_groups: list[str] = []
+    as_user_extra: dict[str, list[str]] = {}
 
 
 class _Context(_Secretive, frozen=True):
@@ -113,6 +118,8 @@ class Kubeconfig:
     user: User
     user_name: str = ""
     cluster_name: str = ""
+    impersonation: tuple[tuple[str, str], ...] = ()
+    """Headers of every request, by which the user acts as another one."""
 
     def beside(self, path: str) -> str:
         """A path of the file: what is relative is so to the file's own directory."""
@@ -133,7 +140,11 @@ def parse_kubeconfig(path: str, content: bytes) -> Kubeconfig:
     _check_methods(path, f"users[name={context.user}].user", user)
     if user.exec is not None:
         _check(path, f"users[name={context.user}].user.exec", user.exec)
-    return Kubeconfig(path, cluster, user, context.user, context.cluster)
+    try:
+        impersonation = headers_of(user.as_, user.as_uid, user.as_groups, user.as_user_extra)
+    except ProtocolError as e:
+        raise PermanentError(f"{path}: users[name={context.user}].user: {e}") from e
+    return Kubeconfig(path, cluster, user, context.user, context.cluster, impersonation)
 
 
 def _loaded(path: str, content: bytes) -> Any:

@@ -54,6 +54,8 @@ class Session:
     authorization: str = field(default="", repr=False)
     expires: float | None = None
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    impersonation: tuple[tuple[str, str], ...] = ()
+    """Headers of every request, by which the user acts as another one."""
 
     def valid(self, ahead: float = 0.0) -> bool:
         """Whether the credential has not ended, and will not within so many seconds."""
@@ -190,12 +192,13 @@ class Sessions:
             authorization = _bearer(_provided(access), source)
         old, transport = self._session, (access.server, access.proxy, tls)
         if old is not None and transport == self._transport:
-            return Session(access.server, old.pool, authorization, expires, access.files)
-        pool = _pool(access, tls, _context(access, tls, source))
-        self._transport = transport
-        if old is not None:
-            old.pool.clear()
-        return Session(access.server, pool, authorization, expires, access.files)
+            pool = old.pool
+        else:
+            pool = _pool(access, tls, _context(access, tls, source))
+            self._transport = transport
+            if old is not None:
+                old.pool.clear()
+        return Session(access.server, pool, authorization, expires, access.files, access.impersonation)
 
 
 def _provided(access: Access) -> str:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -187,6 +189,84 @@ def test_the_server_must_be_the_one_that_the_authority_vouches_for(
     kubeconfig.write_text(json.dumps(config))
     assert other.get("/x", {}, "ask") == b"{}"
     assert not other.verified
+
+
+JANE: dict[str, object] = {
+    "token": "t",
+    "as": "jane",
+    "as-uid": "7",
+    "as-groups": ["dev", "ops, night"],
+    "as-user-extra": {"scopes": ["view", "edit"], "acme.example/x": ["50%"]},
+}
+
+
+def impersonated(head: str) -> list[str]:
+    """The headers by which a request acts as another user, with their names in lower case, sorted."""
+    pairs = [line.partition(": ") for line in head.split("\r\n")[1:]]
+    return sorted(f"{n.lower()}: {v}" for n, _, v in pairs if n.lower().startswith("impersonate-"))
+
+
+AS_JANE = [
+    "impersonate-extra-acme.example%2fx: 50%",
+    "impersonate-extra-scopes: edit",
+    "impersonate-extra-scopes: view",
+    "impersonate-group: dev",
+    "impersonate-group: ops, night",
+    "impersonate-uid: 7",
+    "impersonate-user: jane",
+]
+
+
+@pytest.fixture
+def verified(certificates: Path) -> Iterator[OddServer]:
+    """A server with the certificate ``server``, which admits everybody."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+    with closing(OddServer(lambda request: iter([whole(b"{}")]), context)) as odd:
+        yield odd
+
+
+def test_user_that_acts_as_another_says_so_at_every_request(
+    certificates: Path, verified: OddServer, tmp_path: Path, connect: Connect
+) -> None:
+    ca = str(certificates / "server.crt")
+    api = connect(write_kubeconfig(tmp_path / "kubeconfig", verified.url, ca=ca, user=JANE))
+    api.get(NODES, {}, "list nodes")
+    stream = api.stream(NODES, {"watch": "1"}, "watch nodes", 5)
+    list(stream.batches())
+    stream.close()
+    api.patch(f"{NODES}/own", {}, "patch node own")
+    api.clock(NODES, {}, "list nodes")
+    assert [impersonated(head) for head in verified.requests] == [AS_JANE] * 4
+    assert all("Authorization: Bearer t\r\n" in head for head in verified.requests)
+
+
+def test_user_acts_as_another_after_a_change_of_the_kubeconfig(
+    certificates: Path, verified: OddServer, tmp_path: Path, connect: Connect
+) -> None:
+    ca, path = str(certificates / "server.crt"), tmp_path / "kubeconfig"
+    api = connect(write_kubeconfig(path, verified.url, ca=ca, token="t"))
+    api.get(NODES, {}, "list nodes")
+    write_kubeconfig(path, verified.url, ca=ca, user={"token": "t", "as": "jane"})
+    api.get(NODES, {}, "list nodes")
+    assert [impersonated(head) for head in verified.requests] == [[], ["impersonate-user: jane"]]
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+def test_user_that_acts_as_another_sends_what_kubectl_sends(
+    certificates: Path, verified: OddServer, tmp_path: Path
+) -> None:
+    ca = str(certificates / "server.crt")
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", verified.url, ca=ca, user=JANE)
+    command = ["kubectl", f"--kubeconfig={kubeconfig}", "get", "--raw", "/x"]
+    subprocess.run(command, env={**os.environ, "HOME": str(tmp_path)}, check=True, timeout=60)
+    assert {tuple(impersonated(head)) for head in verified.requests} == {tuple(AS_JANE)}
+
+
+def test_user_that_acts_as_another_over_plain_http_is_refused(tmp_path: Path) -> None:
+    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "http://127.0.0.1:1", user=JANE)
+    with pytest.raises(PermanentError, match="user 'u': as is for servers with https:// only"):
+        Api(kubeconfig, "")
 
 
 def test_no_key_is_ever_in_a_file(certificates: Path, secure: OddServer, tmp_path: Path) -> None:

@@ -143,6 +143,8 @@ def test_one_that_is_half_written_is_refused() -> None:
             {"exec": {"command": "", "apiVersion": "client.authentication.k8s.io/v1"}},
             "exec.command is missing",
         ),
+        ({"as-groups": ["a"]}, "users[name=u].user: as-groups is set and as is not"),
+        ({"as": "a", "as-user-extra": {"k": SECRET}}, "as-user-extra[...]: expected `array`, got `str`"),
         ({"exec": [SECRET]}, "users[name=u].user.exec: expected `object | null`, got `array`"),
     ],
 )
