@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
@@ -21,7 +20,8 @@ from urllib3.exceptions import HTTPError
 from kilo import __version__
 from kilo.errors import ProtocolError, TemporaryError
 from kilo.watcher.objects import decode_status
-from kilo.watcher.session import Sessions
+from kilo.watcher.reasons import reason_of, refusal_of
+from kilo.watcher.session import Session, Sessions
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
@@ -35,6 +35,8 @@ LINE_LIMIT = 16 << 20
 ANSWER_LIMIT = 1 << 30
 REFUSAL_LIMIT = 1 << 16
 """Bytes that are read of an answer, and of one that says why there is none."""
+OF_PROXIES = (407, 502, 503, 504)
+"""Answers that are a forwarding proxy's own, unless Kubernetes says why."""
 MERGE_PATCH = "application/merge-patch+json"
 
 
@@ -187,21 +189,24 @@ class Api:
             headers["Authorization"] = session.authorization
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH
-        response: urllib3.BaseHTTPResponse = session.pool.request(
-            method,
-            session.server + target,
-            body=body,
-            headers=headers,
-            preload_content=False,
-            retries=False,
-            redirect=False,
-            timeout=urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout),
-        )
+        try:
+            response: urllib3.BaseHTTPResponse = session.pool.request(
+                method,
+                session.server + target,
+                body=body,
+                headers=headers,
+                preload_content=False,
+                retries=False,
+                redirect=False,
+                timeout=urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout),
+            )
+        except (HTTPError, OSError) as e:
+            raise Broken(f"cannot {what}: {reason_of(e, session.proxy)}") from e
         if response.status == 200:
             return response
         if response.status == 401:
             self._sessions.refused(session)
-        raise _refusal(response, what)
+        raise _refusal(response, what, session)
 
 
 def _target(path: str, query: Mapping[str, str]) -> str:
@@ -223,14 +228,17 @@ def _body(response: urllib3.BaseHTTPResponse, what: str, timeout: float, limit: 
     return b"".join(parts)
 
 
-def _refusal(response: urllib3.BaseHTTPResponse, what: str) -> ApiError:
+def _refusal(response: urllib3.BaseHTTPResponse, what: str, session: Session) -> ApiError:
     """What an answer that is not 200 means."""
-    message, reason = f"cannot {what}: {response.status} {response.reason}", ""
+    answer, reason = f"{response.status} {response.reason}", ""
+    message = f"cannot {what}: {answer}"
     with contextlib.suppress(HTTPError, OSError, ApiError, ProtocolError):
         status = decode_status(_body(response, what, READ_TIMEOUT, REFUSAL_LIMIT))
         reason = status.reason
         if status.message:
             message += f": {status.message}"
+    if session.forwarded and not reason and response.status in OF_PROXIES:
+        message = f"cannot {what}: {refusal_of(session.forwarded, answer)}"
     wait = response.headers.get("Retry-After", "")
     return ApiError(message, response.status, reason, float(wait) if wait.isdecimal() else None)
 
@@ -241,20 +249,4 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as e:
-        raise Broken(f"cannot {what}: {_reason(e)}") from e
-
-
-def _reason(error: BaseException) -> str:
-    """The shortest true account of an error of urllib3, whose own texts name objects and addresses."""
-    deepest: BaseException | None = error
-    while deepest is not None:
-        if isinstance(deepest, socket.gaierror) or (isinstance(deepest, OSError) and deepest.strerror):
-            return str(deepest.strerror)
-        if isinstance(deepest, TimeoutError):
-            return "timed out"
-        deepest = deepest.__cause__ or deepest.__context__
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "timed out"
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return "the connection broke"
-    return f"{type(error).__name__}: {error}"
+        raise Broken(f"cannot {what}: {reason_of(e)}") from e

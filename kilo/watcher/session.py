@@ -8,6 +8,7 @@ take for ever. What was there before is used on while it is valid.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
@@ -24,9 +25,10 @@ from kilo.errors import KiloError, PermanentError, ProtocolError, TemporaryError
 from kilo.watcher.access import Access, Stamp, bearer, read_access, stamp_of
 from kilo.watcher.official import authorization_of, official
 from kilo.watcher.plugin import PluginRunner
+from kilo.watcher.proxy import Proxy, of_environment
 from kilo.watcher.redacted import redacted
 from kilo.watcher.tls import Tls, context_of
-from kilo.watcher.url import basic_of, parsed, shown
+from kilo.watcher.url import basic_of, parsed
 
 WITHIN = 20.0
 """s that a request waits for credentials; more than a plugin may take."""
@@ -56,6 +58,12 @@ class Session:
     files: Mapping[str, Stamp] = field(default_factory=dict)
     impersonation: tuple[tuple[str, str], ...] = ()
     """Headers of every request, by which the user acts as another one."""
+    proxy: Proxy | None = None
+
+    @property
+    def forwarded(self) -> Proxy | None:
+        """The proxy that reads and forwards each request; one that opens a tunnel does not."""
+        return None if self.server.startswith("https:") else self.proxy
 
     def valid(self, ahead: float = 0.0) -> bool:
         """Whether the credential has not ended, and will not within so many seconds."""
@@ -198,7 +206,8 @@ class Sessions:
             self._transport = transport
             if old is not None:
                 old.pool.clear()
-        return Session(access.server, pool, authorization, expires, access.files, access.impersonation)
+        made = Session(access.server, pool, authorization, expires, access.files, access.impersonation)
+        return replace(made, proxy=_proxy(access))
 
 
 def _provided(access: Access) -> str:
@@ -223,13 +232,22 @@ def _context(access: Access, tls: Tls, source: str) -> ssl.SSLContext | None:
         raise PermanentError(f"{source}: {e}") from e
 
 
+def _proxy(access: Access) -> Proxy | None:
+    """The kubeconfig's proxy counts wherever the server is; the environment's has exceptions."""
+    if access.proxy:
+        name = access.kubeconfig.cluster_name if access.kubeconfig else ""
+        return Proxy(access.proxy, f"{access.source}: proxy-url of cluster {name!r}")
+    return of_environment(access.server, os.environ)
+
+
 def _pool(access: Access, tls: Tls, context: ssl.SSLContext | None) -> urllib3.PoolManager:
     """Connections to the server, through a proxy where the cluster or the environment names one."""
     library = official()
     configuration = library.configuration()
     configuration.host = access.server
-    if access.proxy:
-        configuration.proxy = access.proxy
+    proxy = _proxy(access)
+    # All that the library would find in the environment is settled here.
+    configuration.proxy, configuration.no_proxy = proxy.url if proxy else None, ""
     configuration.proxy_ssl_context = context
     configuration.verify_ssl = tls.verify
     if tls.name and context is not None:
@@ -238,20 +256,16 @@ def _pool(access: Access, tls: Tls, context: ssl.SSLContext | None) -> urllib3.P
     configuration.connection_pool_maxsize = 4
     if not tls.verify:
         urllib3.disable_warnings(InsecureRequestWarning)
-    said = configuration.proxy or ""
-    if said and not access.proxy and "://" not in said:
-        configuration.proxy = f"http://{said}"  # in the environment, and there alone, that will do
-    with suppress(ProtocolError):  # of a proxy that is used, the next says so
-        url = parsed(configuration.proxy or "")
+    with suppress(ProtocolError):  # the next step names a proxy that cannot be used
+        url = parsed(proxy.url if proxy else "")
         if url.scheme in ("http", "https") and (user := basic_of(url)):
             configuration.proxy_headers = {"proxy-authorization": user}
     try:
         pool: urllib3.PoolManager = library.rest_client(configuration).pool_manager
     except (HTTPError, ValueError, ImportError) as e:
-        source = access.source if access.proxy else "the environment"
         why = "this is not the URL of one, http:// or https://"
         if isinstance(e, ImportError):
             why = "that takes the Python package PySocks"
-        raise PermanentError(f"{source}: the proxy {shown(said)!r} cannot be used: {why}") from None
+        raise PermanentError(f"{proxy} cannot be used: {why}") from None
     pool.connection_pool_kw["ssl_context"] = context
     return pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import ssl
 import threading
@@ -57,9 +58,16 @@ class OddServer:
                 head = b""
                 while b"\r\n\r\n" not in head and (data := connection.recv(65536)):
                     head += data
+                    if head.startswith(b"\x16"):
+                        break  # TLS, to a server that has none: it answers at once, as others do
+                # A connection that is closed before its body is read is reset, and its answer may be lost.
+                length = re.search(rb"\r\ncontent-length: (\d+)\r\n", head, re.IGNORECASE)
+                left = int(length[1]) - len(head.partition(b"\r\n\r\n")[2]) if length else 0
+                while left > 0 and (data := connection.recv(left)):
+                    left -= len(data)
                 if isinstance(connection, ssl.SSLSocket) and (certificate := connection.getpeercert()):
                     subject = certificate["subject"]
                     self.subjects.append(str(subject[0][0][1]))
-                self.requests.append(head.decode())
-                for part in self._answer(head.decode().partition("\r\n")[0]):
+                self.requests.append(head.decode(errors="replace"))
+                for part in self._answer(head.decode(errors="replace").partition("\r\n")[0]):
                     connection.sendall(part)

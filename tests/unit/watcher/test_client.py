@@ -306,6 +306,93 @@ def test_errors_without_an_answer_say_why(api: Api, standin: Standin, connect: C
     assert "Name or service not known" in str(failure(nowhere)) or "resolution" in str(failure(nowhere))
 
 
+# Through a proxy.
+
+
+def by_proxy(directory: Path, server: str, proxy: str, **cluster: object) -> str:
+    """A kubeconfig whose cluster names a proxy."""
+    path = directory / "kubeconfig"
+    write_kubeconfig(path, server)
+    config = json.loads(path.read_text())
+    config["clusters"][0]["cluster"] |= {"proxy-url": proxy, **cluster}
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def test_proxy_of_the_environment_is_not_used_for_this_host(
+    standin: Standin, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(OddServer(lambda request: iter([whole(b"{}")]))) as proxy:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        assert b"NodeList" in connect("", standin.url).get(NODES, {}, "list nodes")
+        assert proxy.requests == []
+
+
+def test_proxy_of_the_kubeconfig_counts_before_no_proxy(
+    tmp_path: Path, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    with closing(OddServer(lambda request: iter([whole(b"{}")]))) as proxy:
+        api = connect(by_proxy(tmp_path, "http://127.0.0.1:9", proxy.url))
+        assert api.get(NODES, {}, "list nodes") == b"{}"
+        assert proxy.requests[0].startswith("GET http://127.0.0.1:9/api/v1/nodes ")
+
+
+@pytest.mark.parametrize("server", ["http://192.0.2.1:6443", "https://192.0.2.1:6443"])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("407 Proxy Authentication Required", "answered 407 Proxy Authentication Required: give its user"),
+        ("502 Bad Gateway", "answered 502 Bad Gateway"),
+    ],
+)
+def test_proxy_that_refuses_is_named(
+    tmp_path: Path, connect: Connect, server: str, status: str, said: str
+) -> None:
+    with closing(OddServer(lambda request: iter([whole(b"", status)]))) as proxy:
+        url = proxy.url.replace("//", "//me:secret@")
+        error = str(failure(connect(by_proxy(tmp_path, server, url))))
+    assert f"the proxy {proxy.url.replace('//', '//***@')} (" in error
+    assert "kubeconfig: proxy-url of cluster 'c') " + said in error
+    assert "secret" not in error
+
+
+@pytest.mark.parametrize("server", ["http://192.0.2.1:6443", "https://192.0.2.1:6443"])
+def test_proxy_that_is_not_there_is_named(tmp_path: Path, connect: Connect, server: str) -> None:
+    with closing(OddServer(lambda request: iter([]))) as proxy:
+        url = proxy.url
+    error = str(failure(connect(by_proxy(tmp_path, server, url))))
+    assert error.startswith(f"cannot list nodes: the proxy {url} (")
+    assert error.endswith(" cannot be used: Connection refused")
+
+
+def test_proxy_that_does_not_speak_tls_is_named(tmp_path: Path, connect: Connect) -> None:
+    with closing(OddServer(lambda request: iter([whole(b"")]))) as proxy:
+        url = proxy.url.replace("http:", "https:")
+        error = str(failure(connect(by_proxy(tmp_path, "https://192.0.2.1", url))))
+    assert f"the proxy {url} (" in error
+    assert error.endswith(" cannot be used: it does not speak TLS: is its URL http://?")
+
+
+def test_proxy_whose_certificate_is_refused_is_named(
+    certificates: Path, verified: OddServer, tmp_path: Path, connect: Connect
+) -> None:
+    ca = str(certificates / "client.crt")
+    kubeconfig = by_proxy(tmp_path, "https://192.0.2.1", verified.url, **{"certificate-authority": ca})
+    error = str(failure(connect(kubeconfig)))
+    assert f"the proxy {verified.url} (" in error
+    assert " cannot be used: certificate verify failed: self-signed certificate" in error
+
+
+@pytest.mark.parametrize("proxy", ["ftp://192.0.2.9:1", "192.0.2.9:1"])
+def test_proxy_of_an_unknown_scheme_is_named(tmp_path: Path, proxy: str) -> None:
+    with pytest.raises(
+        PermanentError, match=r"the proxy .*192\.0\.2\.9:1 .* cannot be used: this is not the URL"
+    ):
+        Api(by_proxy(tmp_path, "https://192.0.2.1", proxy), "")
+
+
 def test_a_patch_is_a_merge_patch(api: Api, standin: Standin, admin: Admin) -> None:
     admin.create_node("n1", {"key": "a", "endpoint": "b"})
     answer = api.patch(f"{NODES}/n1", {"metadata": {"annotations": {"kilo.squat.ai/key": None}}}, "patch")
