@@ -52,7 +52,7 @@ class OddServer:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, plain: socket.socket) -> None:
-        with contextlib.suppress(OSError), plain:
+        with contextlib.suppress(OSError, ValueError), plain:  # ValueError: gone before its handshake
             connection = self._tls.wrap_socket(plain, server_side=True) if self._tls else plain
             with connection:
                 head = b""

@@ -157,7 +157,7 @@ def test_what_tls_does_not_take_is_named_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text("none")
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "https://127.0.0.1:1", ca="ca")
     with pytest.raises(
-        PermanentError, match=f"{kubeconfig}: the certificate authority cannot be used: no cert"
+        PermanentError, match=f"{kubeconfig}: the certificate authority cannot be used: it holds no cert"
     ):
         Sessions(kubeconfig, "", print)
 
