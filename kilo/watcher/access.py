@@ -79,7 +79,10 @@ def read_access(kubeconfig: str, master: str) -> Access:
         access = Access("--master", master)
     else:
         access = _in_cluster(files)
-    server = _server(master or access.server, "--master" if master else access.source)
+    text, tls = master or access.server, access.tls
+    if "://" not in text and (tls.ca or tls.certificate or not tls.verify):
+        text = f"https://{text}"  # as in the Go client: what is for TLS says that TLS is spoken
+    server = _server(text, "--master" if master else access.source)
     if access.impersonation and not server.startswith("https:"):
         # The Go client drops these headers there, and acts with the rights of whoever answers the request.
         raise PermanentError(
@@ -149,7 +152,7 @@ def _of_kubeconfig(path: str, files: _Files) -> Access:
 
     def pem(data: str, file: str, field: str) -> bytes:
         try:
-            return base64.b64decode(data) if data else files.read(config.beside(file)) if file else b""
+            return _decoded(data) if data else files.read(config.beside(file)) if file else b""
         except (binascii.Error, ValueError) as e:
             raise PermanentError(f"{path}: {field}-data is not base64") from e
 
@@ -162,14 +165,31 @@ def _of_kubeconfig(path: str, files: _Files) -> Access:
     )
     access = Access(path, cluster.server, tls, cluster.proxy_url, kubeconfig=config)
     if user.token or user.token_file:
-        where = config.beside(user.token_file) if user.token_file else f"{path}: the token"
-        token = files.read(where).decode(errors="replace") if user.token_file else user.token
-        return replace(access, authorization=_bearer(token, where))
+        return replace(access, authorization=_token(config, files))
     if user.exec or user.auth_provider:
         return replace(access, plugin=user.exec, provider=user.auth_provider)
     if user.username or user.password:
         return replace(access, authorization=basic(user.username, user.password))
     return access
+
+
+def _token(config: Kubeconfig, files: _Files) -> str:
+    """The header's value for a user with a token, or a file of one, which counts first while it is there."""
+    user = config.user
+    if user.token_file:
+        where = config.beside(user.token_file)
+        files.note(where)
+        try:
+            return _bearer(files.read(where).decode(errors="replace"), where)
+        except PermanentError:
+            if not user.token:
+                raise
+    return _bearer(user.token, f"{config.path}: the token")
+
+
+def _decoded(data: str) -> bytes:
+    """The bytes of a base64 text, which may be broken into lines. Raises ValueError."""
+    return base64.b64decode("".join(data.split()), validate=True)
 
 
 def _bearer(token: str, where: str) -> str:

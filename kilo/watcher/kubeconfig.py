@@ -8,12 +8,13 @@ names of fields. Used by kilo.watcher.access.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
+from kilo import goyaml
 from kilo.errors import PermanentError, ProtocolError
 from kilo.watcher.impersonation import headers_of
 from kilo.watcher.objects import located
@@ -52,7 +53,7 @@ class Exec(_Secretive, frozen=True, rename="camel"):
 class Extension(_Secretive, frozen=True):
     """Of a cluster, for whoever knows its name."""
 
-    name: str
+    name: str = ""
     extension: Any = None
 
 
@@ -89,20 +90,22 @@ class User(_Secretive, frozen=True, rename="kebab"):
 
 
 class _Context(_Secretive, frozen=True):
-    cluster: str
+    cluster: str = ""
     user: str = ""
 
 
 class _Named(_Secretive, frozen=True):
     """An entry of one of the three lists; the rest of it is converted once it is the one that counts."""
 
-    name: str
+    name: str = ""
     context: Any = None
     cluster: Any = None
     user: Any = None
 
 
 class _File(_Secretive, frozen=True, rename="kebab"):
+    api_version: str = msgspec.field(name="apiVersion", default="")
+    kind: str = ""
     current_context: str = ""
     contexts: list[_Named] = []
     clusters: list[_Named] = []
@@ -130,7 +133,10 @@ def parse_kubeconfig(path: str, content: bytes) -> Kubeconfig:
     """What ``content`` says, read from ``path``. Raises PermanentError: one line that names the file."""
     if not content.strip():
         raise PermanentError(f"{path}: the file is empty")
-    file = _converted(path, _loaded(path, content), _File, "")
+    document = _loaded(path, content)
+    file = _converted(path, {} if document is None else document, _File, "")
+    if file.api_version not in ("", "v1") or file.kind not in ("", "Config"):
+        raise PermanentError(f"{path}: this is no kubeconfig: it is a {file.kind!r} of {file.api_version!r}")
     if not file.current_context:
         raise PermanentError(f"{path}: current-context is missing")
     context = _entry(path, file.contexts, "context", file.current_context, _Context)
@@ -148,25 +154,13 @@ def parse_kubeconfig(path: str, content: bytes) -> Kubeconfig:
 
 
 def _loaded(path: str, content: bytes) -> Any:
-    """The YAML as plain values. The parser's own account of an error may quote what it has read.
-
-    The parser in C is not used: it dies of lists in lists in lists.
-    """
+    """The YAML as plain values. The parser's own account of an error may quote what it has read."""
     try:
-        return _without_nulls(yaml.load(content, yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        return goyaml.load(content)
+    except goyaml.ERRORS as e:
         mark = getattr(e, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise PermanentError(f"{path}: {where}this is not YAML") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """What is null is not there, as in the Go client."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_without_nulls(v) for v in value]
-    return value
 
 
 def _converted(path: str, value: Any, kind: type[T], place: str) -> T:
@@ -180,6 +174,9 @@ def _converted(path: str, value: Any, kind: type[T], place: str) -> T:
 
 def _entry(path: str, entries: list[_Named], kind: str, name: str, form: type[T]) -> T:
     """The part that counts of the entry with this name."""
+    names = Counter(entry.name for entry in entries)
+    if twice := next((n for n, times in names.items() if times > 1), None):
+        raise PermanentError(f"{path}: {kind}s: the name {twice!r} is there twice: remove one of them")
     for entry in entries:
         if entry.name == name:
             place = f"{kind}s[name={name}].{kind}"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +12,8 @@ import pytest
 from kilo.errors import PermanentError
 from kilo.watcher import kubeconfig
 from kilo.watcher.kubeconfig import Kubeconfig, User, parse_kubeconfig
+from kilo.watcher.session import Sessions
+from tests.unit.watcher import kubectl
 
 SECRET = "c2VjcmV0IGtleQ"
 PATH = "/etc/kubernetes/kubeconfig"
@@ -116,6 +121,8 @@ def test_nothing_secret_is_shown() -> None:
         ("[" * 100_000, "this is not YAML"),
         ("a: &a [*a]", "this is not YAML"),
         ("{}", "current-context is missing"),
+        ("---\n---\na: b", "current-context is missing"),
+        ("kind: Secret\napiVersion: v1", "this is no kubeconfig: it is a 'Secret' of 'v1'"),
         ('{"current-context": "x", "contexts": 5}', "contexts: expected `array`, got `int`"),
         ('{"current-context": "x"}', "there is no context named 'x' in contexts"),
     ],
@@ -190,3 +197,58 @@ def test_kubeconfig_insecure_with_an_authority_is_refused(authority: str) -> Non
 def test_user_with_credentials_that_contradict_is_refused(user: dict[str, Any], reason: str) -> None:
     said = refusal(json.dumps(document(users=[{"name": "u", "user": user}])))
     assert said.startswith(f"users[name=u].user: {reason}")
+
+
+@pytest.mark.parametrize("kind", ["cluster", "context", "user"])
+def test_name_that_is_there_twice_is_refused(kind: str) -> None:
+    twice = document()
+    twice[f"{kind}s"] *= 2
+    assert refusal(json.dumps(twice)).startswith(f"{kind}s: the name ")
+
+
+# Shapes from the field: tests/data/kubeconfigs, with what kubectl does with each in expected.json.
+
+EXPECTED: dict[str, dict[str, Any]] = json.loads(kubectl.EXPECTED.read_text())
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two sections say the same: null is nothing, and data may be broken into lines."""
+    first, second = (
+        {k: "".join(v.split()) if k.endswith("-data") else v for k, v in section.items() if v and k != "exec"}
+        for section in (one, other)
+    )
+    return first == second
+
+
+def used(shape: str) -> Kubeconfig:
+    """What an agent would use. Raises PermanentError."""
+    with closing(Sessions(str(kubectl.SHAPES / shape), "", print)) as sessions:
+        assert sessions.access.kubeconfig is not None
+        return sessions.access.kubeconfig
+
+
+def test_shapes_are_all_expected() -> None:
+    assert sorted(EXPECTED) == kubectl.shapes()
+    for shape, expected in EXPECTED.items():
+        assert "kg" not in expected or expected["why"], shape
+
+
+@pytest.mark.parametrize("shape", sorted(EXPECTED))
+def test_shape_is_loaded_where_kubectl_loads_it(shape: str) -> None:
+    expected = EXPECTED[shape]
+    if expected.get("kg", expected["kubectl"]) != "loads":
+        with pytest.raises(PermanentError, match=re.escape(str(kubectl.SHAPES))):
+            used(shape)
+        return
+    found = used(shape)
+    if expected["kubectl"] == "loads":
+        assert same(msgspec.to_builtins(found.cluster), expected["cluster"])
+        assert same(msgspec.to_builtins(found.user), expected["user"])
+        assert (found.user.exec is None) is (expected["user"].get("exec") is None)
+
+
+@pytest.mark.skipif(not kubectl.installed(), reason="kubectl is not installed")
+@pytest.mark.parametrize("shape", sorted(EXPECTED))
+def test_shape_is_read_by_kubectl_as_expected(shape: str, tmp_path: Path) -> None:
+    expected = {k: v for k, v in EXPECTED[shape].items() if k not in ("kg", "why")}
+    assert kubectl.judged(shape, tmp_path) == expected
