@@ -43,6 +43,10 @@ class Access:
     plugin: Exec | None = None
     provider: Mapping[str, Any] | None = field(default=None, repr=False)
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    credential: str = ""
+    """What is read here to prove who asks, for a person; "" for nothing."""
+    authority: str = "none of this host's authorities"
+    """By what the server is verified, for a person."""
 
     @property
     def impersonation(self) -> tuple[tuple[str, str], ...]:
@@ -65,6 +69,11 @@ class Access:
         """The file, and the user in it."""
         name = self.kubeconfig.user_name if self.kubeconfig else ""
         return f"{self.source}: user {name!r}" if name else self.source
+
+    @property
+    def name(self) -> str:
+        """The name that the server's certificate must have."""
+        return self.tls.name or (parsed(self.server).host or "").strip("[]")
 
 
 def read_access(kubeconfig: str, master: str) -> Access:
@@ -164,27 +173,38 @@ def _of_kubeconfig(path: str, files: _Files) -> Access:
         name=cluster.tls_server_name,
     )
     access = Access(path, cluster.server, tls, cluster.proxy_url, kubeconfig=config)
+    if cluster.certificate_authority_data:
+        access = replace(
+            access, authority=f"certificate-authority-data of cluster {config.cluster_name!r} of {path}"
+        )
+    elif cluster.certificate_authority:
+        access = replace(access, authority=config.beside(cluster.certificate_authority))
+    if user.client_certificate or user.client_certificate_data:
+        access = replace(access, credential=f"the client certificate of {access.user}")
     if user.token or user.token_file:
-        return replace(access, authorization=_token(config, files))
+        authorization, where = _token(config, files)
+        return replace(access, authorization=authorization, credential=f"the token {where}")
     if user.exec or user.auth_provider:
         return replace(access, plugin=user.exec, provider=user.auth_provider)
     if user.username or user.password:
-        return replace(access, authorization=basic(user.username, user.password))
+        authorization = basic(user.username, user.password)
+        return replace(access, authorization=authorization, credential=f"the password of {access.user}")
     return access
 
 
-def _token(config: Kubeconfig, files: _Files) -> str:
-    """The header's value for a user with a token, or a file of one, which counts first while it is there."""
+def _token(config: Kubeconfig, files: _Files) -> tuple[str, str]:
+    """The header's value for a user with a token, or a file of one, which counts first while it is there; and
+    where the token is, for a person."""
     user = config.user
     if user.token_file:
         where = config.beside(user.token_file)
         files.note(where)
         try:
-            return _bearer(files.read(where).decode(errors="replace"), where)
+            return _bearer(files.read(where).decode(errors="replace"), where), f"in {where}"
         except PermanentError:
             if not user.token:
                 raise
-    return _bearer(user.token, f"{config.path}: the token")
+    return _bearer(user.token, f"{config.path}: the token"), f"of {config.path}: user {config.user_name!r}"
 
 
 def _decoded(data: str) -> bytes:
@@ -211,4 +231,6 @@ def _in_cluster(files: _Files) -> Access:
         raise PermanentError(f"cannot read the in-cluster configuration: {str(e).rstrip('.')}; {hint}") from e
     said = str(configuration.api_key.get("BearerToken", ""))
     authorization = _bearer(said.partition(" ")[2], token)
-    return Access(authority, configuration.host, Tls(ca=files.read(authority)), authorization=authorization)
+    tls, credential = Tls(ca=files.read(authority)), f"the service account's token in {token}"
+    made = Access(authority, configuration.host, tls, authorization=authorization)
+    return replace(made, credential=credential, authority=authority)

@@ -23,12 +23,15 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from kilo.errors import KiloError, PermanentError, ProtocolError, TemporaryError
 from kilo.watcher.access import Access, Stamp, bearer, read_access, stamp_of
+from kilo.watcher.identity import Identity
 from kilo.watcher.official import authorization_of, official
 from kilo.watcher.plugin import PluginRunner
 from kilo.watcher.proxy import Proxy, of_environment
+from kilo.watcher.reasons import Way
 from kilo.watcher.redacted import redacted
-from kilo.watcher.tls import Tls, context_of
+from kilo.watcher.tls import Tls, context_of, seeing
 from kilo.watcher.url import basic_of, parsed
+from kilo.watcher.x509 import Certificate, decode_certificate
 
 WITHIN = 20.0
 """s that a request waits for credentials; more than a plugin may take."""
@@ -36,6 +39,8 @@ AGAIN_AFTER = 10.0
 """s until what failed, or was refused, is tried again, unless a file has changed."""
 EARLY = 10.0
 """s before its end that a credential is renewed."""
+SEE_WITHIN = 5.0
+"""s for a look at the server's certificate, each for the connection and its handshake."""
 KEEPALIVE = [
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -53,17 +58,18 @@ class Session:
 
     server: str
     pool: urllib3.PoolManager
+    way: Way
+    identity: Identity
     authorization: str = field(default="", repr=False)
     expires: float | None = None
     files: Mapping[str, Stamp] = field(default_factory=dict)
     impersonation: tuple[tuple[str, str], ...] = ()
     """Headers of every request, by which the user acts as another one."""
-    proxy: Proxy | None = None
 
     @property
     def forwarded(self) -> Proxy | None:
         """The proxy that reads and forwards each request; one that opens a tunnel does not."""
-        return None if self.server.startswith("https:") else self.proxy
+        return None if self.server.startswith("https:") else self.way.proxy
 
     def valid(self, ahead: float = 0.0) -> bool:
         """Whether the credential has not ended, and will not within so many seconds."""
@@ -188,16 +194,18 @@ class Sessions:
     def _made(self, access: Access) -> Session:
         """Raises KiloError."""
         tls, authorization, source = access.tls, access.authorization, access.source
-        expires: float | None = None
+        expires, credential = None, access.credential
         if access.plugin and access.kubeconfig:
             source = f"credential plugin {access.plugin.command}"
             given = self._runner.run(access.plugin, access.kubeconfig, tls.ca)
             expires, authorization = given.expires, _bearer(given.token, source)
+            credential = f"the {'token' if given.token else 'client certificate'} of {source}"
             if given.certificate:
                 tls = replace(tls, certificate=given.certificate, key=given.key)
         elif access.provider:
             source = access.giver
             authorization = _bearer(_provided(access), source)
+            credential = f"the token of {source}"
         old, transport = self._session, (access.server, access.proxy, tls)
         if old is not None and transport == self._transport:
             pool = old.pool
@@ -206,8 +214,32 @@ class Sessions:
             self._transport = transport
             if old is not None:
                 old.pool.clear()
-        made = Session(access.server, pool, authorization, expires, access.files, access.impersonation)
-        return replace(made, proxy=_proxy(access))
+        client = f"the client certificate of {access.giver}" if tls.certificate else ""
+        return Session(
+            access.server,
+            pool,
+            Way(access.server, _proxy(access), access.name, access.authority, client),
+            Identity(access.user, credential, authorization, tls.certificate),
+            authorization,
+            expires,
+            access.files,
+            access.impersonation,
+        )
+
+    def presented(self) -> Certificate | None:
+        """The certificate that the server presents now, verified or not: asked for by a connection over which
+        nothing is sent. None if it cannot be had."""
+        access, context = self.access, seeing()
+        pool = _pool(access, access.tls, _context(access, access.tls, access.source))
+        seen = {"ssl_context": context, "cert_reqs": "CERT_NONE", "assert_hostname": False}
+        pool.connection_pool_kw |= seen
+        with suppress(HTTPError, OSError):
+            pool.request("HEAD", access.server, retries=False, redirect=False, timeout=SEE_WITHIN)
+        pool.clear()
+        try:
+            return decode_certificate(context.certificate)
+        except ProtocolError:
+            return None
 
 
 def _provided(access: Access) -> str:

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from urllib3.util.ssl_ import create_urllib3_context
 
@@ -52,6 +53,26 @@ def context_of(tls: Tls) -> ssl.SSLContext:
                 return context
             with _in_memory(tls.key) as key:
                 context.load_cert_chain(certificate, key, password=_no_password)
+    return context
+
+
+class UnverifiedContext(ssl.SSLContext):
+    """A context that verifies nothing, and ends each connection once it has seen the server's certificate:
+    nothing is ever sent over one. ``certificate``: in DER, empty before."""
+
+    certificate = b""
+
+    def wrap_socket(self, *given: Any, **named: Any) -> ssl.SSLSocket:
+        with super().wrap_socket(*given, **named) as connection:
+            self.certificate = connection.getpeercert(binary_form=True) or b""
+        raise ssl.SSLError("seen")
+
+
+def seeing() -> UnverifiedContext:
+    """A context to see a certificate with that others refuse."""
+    context = UnverifiedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     return context
 
 

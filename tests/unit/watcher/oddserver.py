@@ -71,3 +71,32 @@ class OddServer:
                 self.requests.append(head.decode(errors="replace"))
                 for part in self._answer(head.decode(errors="replace").partition("\r\n")[0]):
                     connection.sendall(part)
+
+
+class Tunnel(OddServer):
+    """A proxy that opens tunnels (CONNECT). ``requests``: the first lines of what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda request: iter([]))
+
+    def _serve(self, plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), plain:
+            head = b""
+            while b"\r\n\r\n" not in head and (data := plain.recv(65536)):
+                head += data
+            line = head.decode().partition("\r\n")[0]
+            self.requests.append(line)
+            host, _, port = line.split()[1].rpartition(":")
+            with socket.create_connection((host, int(port))) as other:
+                plain.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                back = threading.Thread(target=_pass_on, args=(other, plain), daemon=True)
+                back.start()
+                _pass_on(plain, other)
+                back.join()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
