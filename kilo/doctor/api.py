@@ -17,7 +17,6 @@ SKEW = 10.0
 """Seconds that clocks may differ: Go agents drop a node whose last-seen is 60 s old."""
 NODES = "/api/v1/nodes"
 PEERS = "/apis/kilo.squat.ai/v1alpha1/peers"
-RIGHTS = "apply the ClusterRole and its binding of deploy/manifests, or give a --kubeconfig that may"
 
 
 def checks(config: Config) -> Iterator[Finding]:
@@ -38,8 +37,7 @@ def _asked(api: Api, config: Config) -> Iterator[Finding]:
     try:
         body = api.get(NODES, {"fieldSelector": f"metadata.name={name}", "limit": "1"}, "list nodes")
     except ApiError as e:
-        mend = RIGHTS if e.status in (401, 403) else f"see that {api.server} can be reached from this host"
-        yield Finding("api", "fail", str(e), mend)
+        yield Finding("api", "fail", str(e), _mend(e, api))
         return
     yield Finding("api", "ok", f"{api.server} lets the agent list nodes")
     if b'"uid"' not in body:
@@ -51,12 +49,21 @@ def _asked(api: Api, config: Config) -> Iterator[Finding]:
     yield _clock(api)
 
 
+def _mend(error: ApiError, api: Api) -> str:
+    """What to do about a request that failed."""
+    if error.mend:
+        return error.mend
+    if error.status:
+        return f"see the log of {api.server}, or of what answers in its place"
+    return f"see that {api.server} can be reached from this host"
+
+
 def _patched(api: Api, name: str) -> Finding:
     try:
         nothing: dict[str, Any] = {"metadata": {"annotations": {}}}
         api.patch(f"{NODES}/{quote(name)}?dryRun=All", nothing, f"patch node {name}")
     except ApiError as e:
-        return Finding("node", "fail", str(e), RIGHTS)
+        return Finding("node", "fail", str(e), _mend(e, api))
     return Finding("node", "ok", f"the agent may patch node {name}")
 
 
@@ -67,7 +74,7 @@ def _peers(api: Api) -> Finding:
         if e.status == 404:
             mend = "kubectl apply -f deploy/crds.yaml, if there are to be Peers"
             return Finding("peers", "warn", "the cluster does not define Peers", mend)
-        return Finding("peers", "fail", str(e), RIGHTS)
+        return Finding("peers", "fail", str(e), _mend(e, api))
     return Finding("peers", "ok", "the agent may list peers")
 
 

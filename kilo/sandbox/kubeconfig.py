@@ -41,12 +41,12 @@ def named_by(path: str) -> Named:
 
 
 def _content(path: str) -> dict[str, Any]:
-    import yaml
+    from kilo import goyaml  # loads the parser
 
     try:
         with open(path, "rb") as file:
-            content = yaml.load(file.read(_LIMIT), yaml.SafeLoader)
-    except (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            content = goyaml.load(file.read(_LIMIT))
+    except (OSError, *goyaml.ERRORS):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -43,6 +43,15 @@ class Access:
     plugin: Exec | None = None
     provider: Mapping[str, Any] | None = field(default=None, repr=False)
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    credential: str = ""
+    """What is read here to prove who asks, for a person; "" for nothing."""
+    authority: str = "none of this host's authorities"
+    """By what the server is verified, for a person."""
+
+    @property
+    def impersonation(self) -> tuple[tuple[str, str], ...]:
+        """Headers of every request, by which the user acts as another one."""
+        return self.kubeconfig.impersonation if self.kubeconfig else ()
 
     @property
     def giver(self) -> str:
@@ -61,6 +70,11 @@ class Access:
         name = self.kubeconfig.user_name if self.kubeconfig else ""
         return f"{self.source}: user {name!r}" if name else self.source
 
+    @property
+    def name(self) -> str:
+        """The name that the server's certificate must have."""
+        return self.tls.name or (parsed(self.server).host or "").strip("[]")
+
 
 def read_access(kubeconfig: str, master: str) -> Access:
     """What the flags ``--kubeconfig`` and ``--master`` stand for; neither: the cluster's own service account.
@@ -74,7 +88,15 @@ def read_access(kubeconfig: str, master: str) -> Access:
         access = Access("--master", master)
     else:
         access = _in_cluster(files)
-    server = _server(master or access.server, "--master" if master else access.source)
+    text, tls = master or access.server, access.tls
+    if "://" not in text and (tls.ca or tls.certificate or not tls.verify):
+        text = f"https://{text}"  # as in the Go client: what is for TLS says that TLS is spoken
+    server = _server(text, "--master" if master else access.source)
+    if access.impersonation and not server.startswith("https:"):
+        # The Go client drops these headers there, and acts with the rights of whoever answers the request.
+        raise PermanentError(
+            f"{access.user}: as is for servers with https:// only, and the server is {server}"
+        )
     return replace(access, server=server, files=files.stamps)
 
 
@@ -139,7 +161,7 @@ def _of_kubeconfig(path: str, files: _Files) -> Access:
 
     def pem(data: str, file: str, field: str) -> bytes:
         try:
-            return base64.b64decode(data) if data else files.read(config.beside(file)) if file else b""
+            return _decoded(data) if data else files.read(config.beside(file)) if file else b""
         except (binascii.Error, ValueError) as e:
             raise PermanentError(f"{path}: {field}-data is not base64") from e
 
@@ -151,15 +173,43 @@ def _of_kubeconfig(path: str, files: _Files) -> Access:
         name=cluster.tls_server_name,
     )
     access = Access(path, cluster.server, tls, cluster.proxy_url, kubeconfig=config)
+    if cluster.certificate_authority_data:
+        access = replace(
+            access, authority=f"certificate-authority-data of cluster {config.cluster_name!r} of {path}"
+        )
+    elif cluster.certificate_authority:
+        access = replace(access, authority=config.beside(cluster.certificate_authority))
+    if user.client_certificate or user.client_certificate_data:
+        access = replace(access, credential=f"the client certificate of {access.user}")
     if user.token or user.token_file:
-        where = config.beside(user.token_file) if user.token_file else f"{path}: the token"
-        token = files.read(where).decode(errors="replace") if user.token_file else user.token
-        return replace(access, authorization=_bearer(token, where))
+        authorization, where = _token(config, files)
+        return replace(access, authorization=authorization, credential=f"the token {where}")
     if user.exec or user.auth_provider:
         return replace(access, plugin=user.exec, provider=user.auth_provider)
     if user.username or user.password:
-        return replace(access, authorization=basic(user.username, user.password))
+        authorization = basic(user.username, user.password)
+        return replace(access, authorization=authorization, credential=f"the password of {access.user}")
     return access
+
+
+def _token(config: Kubeconfig, files: _Files) -> tuple[str, str]:
+    """The header's value for a user with a token, or a file of one, which counts first while it is there; and
+    where the token is, for a person."""
+    user = config.user
+    if user.token_file:
+        where = config.beside(user.token_file)
+        files.note(where)
+        try:
+            return _bearer(files.read(where).decode(errors="replace"), where), f"in {where}"
+        except PermanentError:
+            if not user.token:
+                raise
+    return _bearer(user.token, f"{config.path}: the token"), f"of {config.path}: user {config.user_name!r}"
+
+
+def _decoded(data: str) -> bytes:
+    """The bytes of a base64 text, which may be broken into lines. Raises ValueError."""
+    return base64.b64decode("".join(data.split()), validate=True)
 
 
 def _bearer(token: str, where: str) -> str:
@@ -181,4 +231,6 @@ def _in_cluster(files: _Files) -> Access:
         raise PermanentError(f"cannot read the in-cluster configuration: {str(e).rstrip('.')}; {hint}") from e
     said = str(configuration.api_key.get("BearerToken", ""))
     authorization = _bearer(said.partition(" ")[2], token)
-    return Access(authority, configuration.host, Tls(ca=files.read(authority)), authorization=authorization)
+    tls, credential = Tls(ca=files.read(authority)), f"the service account's token in {token}"
+    made = Access(authority, configuration.host, tls, authorization=authorization)
+    return replace(made, credential=credential, authority=authority)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from http import HTTPStatus
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import urllib3
@@ -20,8 +20,18 @@ from urllib3.exceptions import HTTPError
 
 from kilo import __version__
 from kilo.errors import ProtocolError, TemporaryError
+from kilo.watcher.impersonation import USER
 from kilo.watcher.objects import decode_status
-from kilo.watcher.session import Sessions
+from kilo.watcher.reasons import (
+    RequestFailure,
+    certificate_failure,
+    failure_of,
+    reason_of,
+    refusal_of,
+    verification_of,
+)
+from kilo.watcher.session import Session, Sessions
+from kilo.watcher.x509 import Certificate
 
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0
@@ -35,12 +45,21 @@ LINE_LIMIT = 16 << 20
 ANSWER_LIMIT = 1 << 30
 REFUSAL_LIMIT = 1 << 16
 """Bytes that are read of an answer, and of one that says why there is none."""
+OF_PROXIES = (407, 502, 503, 504)
+"""Answers that are a forwarding proxy's own, unless Kubernetes says why."""
+LOOK_EVERY = 60.0
+"""s between two looks at a certificate that is refused."""
+RIGHTS = "apply the ClusterRole and its binding of deploy/manifests, or give a --kubeconfig that may"
 MERGE_PATCH = "application/merge-patch+json"
 
 
 class ApiError(TemporaryError):
     """A request that failed. ``status`` as in HTTP, 0 without an answer; ``reason`` in Kubernetes' words,
-    such as NotFound, if it was Kubernetes that refused; ``retry_after`` in s, as asked."""
+    such as NotFound, if it was Kubernetes that refused; ``retry_after`` in s, as asked. ``event``: what it
+    counts as in kilo_errors_total, "" for nothing of its own; ``mend``: what to do, "" if that is clear."""
+
+    event = ""
+    mend = ""
 
     def __init__(
         self, message: str, status: int = 0, reason: str = "", retry_after: float | None = None
@@ -49,6 +68,16 @@ class ApiError(TemporaryError):
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
+
+    def advised(self, event: str, mend: str) -> Self:
+        """The same error, which counts as ``event`` and says what to do."""
+        self.event, self.mend = event, mend
+        return self
+
+    @property
+    def account(self) -> str:
+        """The message and what to do, for a log and a status."""
+        return f"{self}: {self.mend}" if self.mend else str(self)
 
 
 class Broken(ApiError):
@@ -118,6 +147,8 @@ class Api:
         self, kubeconfig: str, master: str, on_failure: Callable[[str], None] = lambda reason: None
     ) -> None:
         self._sessions = Sessions(kubeconfig, master, on_failure)
+        self._presented: Certificate | None = None
+        self._looked = float("-inf")
 
     def close(self) -> None:
         """Close the connections that are not in use, and kill a plugin that runs. No request after this."""
@@ -163,10 +194,7 @@ class Api:
         with _translated(what):
             response = self._request("GET", _target(path, query), what)
             _body(response, what, READ_TIMEOUT, ANSWER_LIMIT)
-        try:
-            return parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
-        except ValueError:
-            return None
+        return _date(response)
 
     def _request(
         self, method: str, target: str, what: str, body: bytes | None = None, within: float | None = None
@@ -177,29 +205,47 @@ class Api:
         try:
             session = self._sessions.current(within)
         except TemporaryError as e:
-            raise ApiError(f"cannot {what}: credentials: {e}") from e
+            mend = f"see what is wrong with {self._sessions.access.giver}"
+            raise ApiError(f"cannot {what}: credentials: {e}").advised("", mend) from e
         if within is not None:
             timeout = max(0.1, within - (time.monotonic() - began))
-        headers = {"Accept": "application/json", "User-Agent": f"kg/{__version__}"}
+        headers = urllib3.HTTPHeaderDict({"Accept": "application/json", "User-Agent": f"kg/{__version__}"})
+        for name, value in session.impersonation:
+            headers.add(name, value)
         if session.authorization:
             headers["Authorization"] = session.authorization
         if body is not None:
             headers["Content-Type"] = MERGE_PATCH
-        response: urllib3.BaseHTTPResponse = session.pool.request(
-            method,
-            session.server + target,
-            body=body,
-            headers=headers,
-            preload_content=False,
-            retries=False,
-            redirect=False,
-            timeout=urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout),
-        )
+        try:
+            response: urllib3.BaseHTTPResponse = session.pool.request(
+                method,
+                session.server + target,
+                body=body,
+                headers=headers,
+                preload_content=False,
+                retries=False,
+                redirect=False,
+                timeout=urllib3.Timeout(connect=min(timeout, CONNECT_TIMEOUT), read=timeout),
+            )
+        except (HTTPError, OSError) as e:
+            failure = self._failure(e, session)
+            error = Broken(f"cannot {what}: {failure.reason}")
+            raise error.advised(failure.event, failure.mend) from e
         if response.status == 200:
             return response
         if response.status == 401:
             self._sessions.refused(session)
-        raise _refusal(response, what)
+        raise _refusal(response, what, session)
+
+    def _failure(self, error: BaseException, session: Session) -> RequestFailure:
+        """Why there was no answer. Where the server's certificate is refused, look at it, once a minute."""
+        refused = verification_of(error)
+        if refused is None:
+            return failure_of(error, session.way)
+        if time.monotonic() - self._looked >= LOOK_EVERY:
+            self._looked = time.monotonic()
+            self._presented = self._sessions.presented()
+        return certificate_failure(refused, session.way, self._presented, time.time())
 
 
 def _target(path: str, query: Mapping[str, str]) -> str:
@@ -221,16 +267,46 @@ def _body(response: urllib3.BaseHTTPResponse, what: str, timeout: float, limit: 
     return b"".join(parts)
 
 
-def _refusal(response: urllib3.BaseHTTPResponse, what: str) -> ApiError:
+def _refusal(response: urllib3.BaseHTTPResponse, what: str, session: Session) -> ApiError:
     """What an answer that is not 200 means."""
-    message, reason = f"cannot {what}: {response.status} {response.reason}", ""
+    answer, reason, body = f"{response.status} {response.reason}", "", b""
+    message = f"cannot {what}: {answer}"
     with contextlib.suppress(HTTPError, OSError, ApiError, ProtocolError):
-        status = decode_status(_body(response, what, READ_TIMEOUT, REFUSAL_LIMIT))
+        body = _body(response, what, READ_TIMEOUT, REFUSAL_LIMIT)
+        status = decode_status(body)
         reason = status.reason
         if status.message:
             message += f": {status.message}"
+    event, mend = "", ""
+    if response.status == HTTPStatus.UNAUTHORIZED:
+        now = _date(response) or time.time()
+        event, mend = "unauthorized", session.identity.mend(now)
+        message += f": {session.identity.refused(now)}"
+    elif response.status == HTTPStatus.FORBIDDEN:
+        event, mend = "forbidden", _rights(session)
+    elif session.forwarded and not reason and response.status in OF_PROXIES:
+        failure = refusal_of(session.forwarded, answer)
+        message, event, mend = f"cannot {what}: {failure.reason}", failure.event, failure.mend
+    elif response.status == HTTPStatus.BAD_REQUEST and b"HTTP request to an HTTPS server" in body:
+        message, event = f"cannot {what}: {session.server} was reached, and speaks TLS", "tls"
+        mend = "write https:// in the server's URL"
     wait = response.headers.get("Retry-After", "")
-    return ApiError(message, response.status, reason, float(wait) if wait.isdecimal() else None)
+    error = ApiError(message, response.status, reason, float(wait) if wait.isdecimal() else None)
+    return error.advised(event, mend)
+
+
+def _rights(session: Session) -> str:
+    """What to do about a 403."""
+    acts = dict(session.impersonation).get(USER)
+    return f"see that the user may act as {acts!r}, and that {acts!r} has the rights" if acts else RIGHTS
+
+
+def _date(response: urllib3.BaseHTTPResponse) -> float | None:
+    """When the server answered, by its own clock (Unix s)."""
+    try:
+        return parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager
@@ -239,20 +315,4 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, OSError) as e:
-        raise Broken(f"cannot {what}: {_reason(e)}") from e
-
-
-def _reason(error: BaseException) -> str:
-    """The shortest true account of an error of urllib3, whose own texts name objects and addresses."""
-    deepest: BaseException | None = error
-    while deepest is not None:
-        if isinstance(deepest, socket.gaierror) or (isinstance(deepest, OSError) and deepest.strerror):
-            return str(deepest.strerror)
-        if isinstance(deepest, TimeoutError):
-            return "timed out"
-        deepest = deepest.__cause__ or deepest.__context__
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "timed out"
-    if isinstance(error, urllib3.exceptions.ProtocolError):
-        return "the connection broke"
-    return f"{type(error).__name__}: {error}"
+        raise Broken(f"cannot {what}: {reason_of(e)}") from e

@@ -8,13 +8,15 @@ names of fields. Used by kilo.watcher.access.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
-from kilo.errors import PermanentError
+from kilo import goyaml
+from kilo.errors import PermanentError, ProtocolError
+from kilo.watcher.impersonation import headers_of
 from kilo.watcher.objects import located
 
 EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -51,7 +53,7 @@ class Exec(_Secretive, frozen=True, rename="camel"):
 class Extension(_Secretive, frozen=True):
     """Of a cluster, for whoever knows its name."""
 
-    name: str
+    name: str = ""
     extension: Any = None
 
 
@@ -81,23 +83,29 @@ class User(_Secretive, frozen=True, rename="kebab"):
     password: str = ""
     exec: Exec | None = None
     auth_provider: dict[str, Any] | None = None
+    as_: str = msgspec.field(name="as", default="")
+    as_uid: str = ""
+    as_groups: list[str] = []
+    as_user_extra: dict[str, list[str]] = {}
 
 
 class _Context(_Secretive, frozen=True):
-    cluster: str
+    cluster: str = ""
     user: str = ""
 
 
 class _Named(_Secretive, frozen=True):
     """An entry of one of the three lists; the rest of it is converted once it is the one that counts."""
 
-    name: str
+    name: str = ""
     context: Any = None
     cluster: Any = None
     user: Any = None
 
 
 class _File(_Secretive, frozen=True, rename="kebab"):
+    api_version: str = msgspec.field(name="apiVersion", default="")
+    kind: str = ""
     current_context: str = ""
     contexts: list[_Named] = []
     clusters: list[_Named] = []
@@ -112,6 +120,9 @@ class Kubeconfig:
     cluster: Cluster
     user: User
     user_name: str = ""
+    cluster_name: str = ""
+    impersonation: tuple[tuple[str, str], ...] = ()
+    """Headers of every request, by which the user acts as another one."""
 
     def beside(self, path: str) -> str:
         """A path of the file: what is relative is so to the file's own directory."""
@@ -122,37 +133,34 @@ def parse_kubeconfig(path: str, content: bytes) -> Kubeconfig:
     """What ``content`` says, read from ``path``. Raises PermanentError: one line that names the file."""
     if not content.strip():
         raise PermanentError(f"{path}: the file is empty")
-    file = _converted(path, _loaded(path, content), _File, "")
+    document = _loaded(path, content)
+    file = _converted(path, {} if document is None else document, _File, "")
+    if file.api_version not in ("", "v1") or file.kind not in ("", "Config"):
+        raise PermanentError(f"{path}: this is no kubeconfig: it is a {file.kind!r} of {file.api_version!r}")
     if not file.current_context:
         raise PermanentError(f"{path}: current-context is missing")
     context = _entry(path, file.contexts, "context", file.current_context, _Context)
     cluster = _entry(path, file.clusters, "cluster", context.cluster, Cluster)
     user = _entry(path, file.users, "user", context.user, User) if context.user else User()
+    _check_trust(path, f"clusters[name={context.cluster}].cluster", cluster)
+    _check_methods(path, f"users[name={context.user}].user", user)
     if user.exec is not None:
         _check(path, f"users[name={context.user}].user.exec", user.exec)
-    return Kubeconfig(path, cluster, user, context.user)
+    try:
+        impersonation = headers_of(user.as_, user.as_uid, user.as_groups, user.as_user_extra)
+    except ProtocolError as e:
+        raise PermanentError(f"{path}: users[name={context.user}].user: {e}") from e
+    return Kubeconfig(path, cluster, user, context.user, context.cluster, impersonation)
 
 
 def _loaded(path: str, content: bytes) -> Any:
-    """The YAML as plain values. The parser's own account of an error may quote what it has read.
-
-    The parser in C is not used: it dies of lists in lists in lists.
-    """
+    """The YAML as plain values. The parser's own account of an error may quote what it has read."""
     try:
-        return _without_nulls(yaml.load(content, yaml.SafeLoader))
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
+        return goyaml.load(content)
+    except goyaml.ERRORS as e:
         mark = getattr(e, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise PermanentError(f"{path}: {where}this is not YAML") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    """What is null is not there, as in the Go client."""
-    if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list):
-        return [_without_nulls(v) for v in value]
-    return value
 
 
 def _converted(path: str, value: Any, kind: type[T], place: str) -> T:
@@ -166,11 +174,41 @@ def _converted(path: str, value: Any, kind: type[T], place: str) -> T:
 
 def _entry(path: str, entries: list[_Named], kind: str, name: str, form: type[T]) -> T:
     """The part that counts of the entry with this name."""
+    names = Counter(entry.name for entry in entries)
+    if twice := next((n for n, times in names.items() if times > 1), None):
+        raise PermanentError(f"{path}: {kind}s: the name {twice!r} is there twice: remove one of them")
     for entry in entries:
         if entry.name == name:
             place = f"{kind}s[name={name}].{kind}"
             return _converted(path, getattr(entry, kind) or {}, form, place)
     raise PermanentError(f"{path}: there is no {kind} named {name!r} in {kind}s")
+
+
+def _check_trust(path: str, place: str, cluster: Cluster) -> None:
+    """Refuse an authority that would not be used: the token would go to a server that is not verified."""
+    if not cluster.insecure_skip_tls_verify:
+        return
+    authorities = {
+        "certificate-authority": cluster.certificate_authority,
+        "certificate-authority-data": cluster.certificate_authority_data,
+    }
+    for field, value in authorities.items():
+        if value:
+            raise PermanentError(
+                f"{path}: {place}: insecure-skip-tls-verify is true beside {field}: remove"
+                " insecure-skip-tls-verify, so that the server is verified, or else the authority"
+            )
+
+
+def _check_methods(path: str, place: str, user: User) -> None:
+    """Refuse pairs of credentials of which only one could be used, as the Go client does."""
+    pairs = (
+        ("exec", user.exec, "auth-provider", user.auth_provider),
+        ("token", user.token, "username or password", user.username or user.password),
+    )
+    for one, given, other, beside in pairs:
+        if given and beside:
+            raise PermanentError(f"{path}: {place}: {one} and {other} exclude each other: remove one of them")
 
 
 def _check(path: str, place: str, plugin: Exec) -> None:

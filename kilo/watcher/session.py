@@ -8,6 +8,7 @@ take for ever. What was there before is used on while it is valid.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import threading
@@ -22,11 +23,15 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from kilo.errors import KiloError, PermanentError, ProtocolError, TemporaryError
 from kilo.watcher.access import Access, Stamp, bearer, read_access, stamp_of
+from kilo.watcher.identity import Identity
 from kilo.watcher.official import authorization_of, official
 from kilo.watcher.plugin import PluginRunner
+from kilo.watcher.proxy import Proxy, of_environment
+from kilo.watcher.reasons import Way
 from kilo.watcher.redacted import redacted
-from kilo.watcher.tls import Tls, context_of
-from kilo.watcher.url import basic_of, parsed, shown
+from kilo.watcher.tls import Tls, context_of, seeing
+from kilo.watcher.url import basic_of, parsed
+from kilo.watcher.x509 import Certificate, decode_certificate
 
 WITHIN = 20.0
 """s that a request waits for credentials; more than a plugin may take."""
@@ -34,6 +39,8 @@ AGAIN_AFTER = 10.0
 """s until what failed, or was refused, is tried again, unless a file has changed."""
 EARLY = 10.0
 """s before its end that a credential is renewed."""
+SEE_WITHIN = 5.0
+"""s for a look at the server's certificate, each for the connection and its handshake."""
 KEEPALIVE = [
     *HTTPConnection.default_socket_options,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -51,9 +58,18 @@ class Session:
 
     server: str
     pool: urllib3.PoolManager
+    way: Way
+    identity: Identity
     authorization: str = field(default="", repr=False)
     expires: float | None = None
     files: Mapping[str, Stamp] = field(default_factory=dict)
+    impersonation: tuple[tuple[str, str], ...] = ()
+    """Headers of every request, by which the user acts as another one."""
+
+    @property
+    def forwarded(self) -> Proxy | None:
+        """The proxy that reads and forwards each request; one that opens a tunnel does not."""
+        return None if self.server.startswith("https:") else self.way.proxy
 
     def valid(self, ahead: float = 0.0) -> bool:
         """Whether the credential has not ended, and will not within so many seconds."""
@@ -178,24 +194,52 @@ class Sessions:
     def _made(self, access: Access) -> Session:
         """Raises KiloError."""
         tls, authorization, source = access.tls, access.authorization, access.source
-        expires: float | None = None
+        expires, credential = None, access.credential
         if access.plugin and access.kubeconfig:
             source = f"credential plugin {access.plugin.command}"
             given = self._runner.run(access.plugin, access.kubeconfig, tls.ca)
             expires, authorization = given.expires, _bearer(given.token, source)
+            credential = f"the {'token' if given.token else 'client certificate'} of {source}"
             if given.certificate:
                 tls = replace(tls, certificate=given.certificate, key=given.key)
         elif access.provider:
             source = access.giver
             authorization = _bearer(_provided(access), source)
+            credential = f"the token of {source}"
         old, transport = self._session, (access.server, access.proxy, tls)
         if old is not None and transport == self._transport:
-            return Session(access.server, old.pool, authorization, expires, access.files)
-        pool = _pool(access, tls, _context(access, tls, source))
-        self._transport = transport
-        if old is not None:
-            old.pool.clear()
-        return Session(access.server, pool, authorization, expires, access.files)
+            pool = old.pool
+        else:
+            pool = _pool(access, tls, _context(access, tls, source))
+            self._transport = transport
+            if old is not None:
+                old.pool.clear()
+        client = f"the client certificate of {access.giver}" if tls.certificate else ""
+        return Session(
+            access.server,
+            pool,
+            Way(access.server, _proxy(access), access.name, access.authority, client),
+            Identity(access.user, credential, authorization, tls.certificate),
+            authorization,
+            expires,
+            access.files,
+            access.impersonation,
+        )
+
+    def presented(self) -> Certificate | None:
+        """The certificate that the server presents now, verified or not: asked for by a connection over which
+        nothing is sent. None if it cannot be had."""
+        access, context = self.access, seeing()
+        pool = _pool(access, access.tls, _context(access, access.tls, access.source))
+        seen = {"ssl_context": context, "cert_reqs": "CERT_NONE", "assert_hostname": False}
+        pool.connection_pool_kw |= seen
+        with suppress(HTTPError, OSError):
+            pool.request("HEAD", access.server, retries=False, redirect=False, timeout=SEE_WITHIN)
+        pool.clear()
+        try:
+            return decode_certificate(context.certificate)
+        except ProtocolError:
+            return None
 
 
 def _provided(access: Access) -> str:
@@ -220,13 +264,22 @@ def _context(access: Access, tls: Tls, source: str) -> ssl.SSLContext | None:
         raise PermanentError(f"{source}: {e}") from e
 
 
+def _proxy(access: Access) -> Proxy | None:
+    """The kubeconfig's proxy counts wherever the server is; the environment's has exceptions."""
+    if access.proxy:
+        name = access.kubeconfig.cluster_name if access.kubeconfig else ""
+        return Proxy(access.proxy, f"{access.source}: proxy-url of cluster {name!r}")
+    return of_environment(access.server, os.environ)
+
+
 def _pool(access: Access, tls: Tls, context: ssl.SSLContext | None) -> urllib3.PoolManager:
     """Connections to the server, through a proxy where the cluster or the environment names one."""
     library = official()
     configuration = library.configuration()
     configuration.host = access.server
-    if access.proxy:
-        configuration.proxy = access.proxy
+    proxy = _proxy(access)
+    # All that the library would find in the environment is settled here.
+    configuration.proxy, configuration.no_proxy = proxy.url if proxy else None, ""
     configuration.proxy_ssl_context = context
     configuration.verify_ssl = tls.verify
     if tls.name and context is not None:
@@ -235,20 +288,16 @@ def _pool(access: Access, tls: Tls, context: ssl.SSLContext | None) -> urllib3.P
     configuration.connection_pool_maxsize = 4
     if not tls.verify:
         urllib3.disable_warnings(InsecureRequestWarning)
-    said = configuration.proxy or ""
-    if said and not access.proxy and "://" not in said:
-        configuration.proxy = f"http://{said}"  # in the environment, and there alone, that will do
-    with suppress(ProtocolError):  # of a proxy that is used, the next says so
-        url = parsed(configuration.proxy or "")
+    with suppress(ProtocolError):  # the next step names a proxy that cannot be used
+        url = parsed(proxy.url if proxy else "")
         if url.scheme in ("http", "https") and (user := basic_of(url)):
             configuration.proxy_headers = {"proxy-authorization": user}
     try:
         pool: urllib3.PoolManager = library.rest_client(configuration).pool_manager
     except (HTTPError, ValueError, ImportError) as e:
-        source = access.source if access.proxy else "the environment"
         why = "this is not the URL of one, http:// or https://"
         if isinstance(e, ImportError):
             why = "that takes the Python package PySocks"
-        raise PermanentError(f"{source}: the proxy {shown(said)!r} cannot be used: {why}") from None
+        raise PermanentError(f"{proxy} cannot be used: {why}") from None
     pool.connection_pool_kw["ssl_context"] = context
     return pool

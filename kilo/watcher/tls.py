@@ -1,20 +1,24 @@
 """What TLS needs, from bytes in memory to a context, without a file that holds a key.
 
-OpenSSL reads certificates and keys from files. They are given to it as files that exist in memory
+OpenSSL reads client certificates and keys from files. They are given to it as files that exist in memory
 only, and only while they are read: nothing is left behind, whatever end the process comes to.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from urllib3.util.ssl_ import create_urllib3_context
 
 from kilo.errors import ProtocolError
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,12 @@ def context_of(tls: Tls) -> ssl.SSLContext:
     context: ssl.SSLContext = create_urllib3_context(
         cert_reqs=ssl.CERT_REQUIRED if tls.verify else ssl.CERT_NONE
     )
+    # As in Go: any certificate of the authority ends a chain, also an intermediate one, and extensions that
+    # older tools left out are not asked for.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if tls.verify and tls.ca:
-        with _named("the certificate authority"), _in_memory(tls.ca) as path:
-            context.load_verify_locations(cafile=path)
+        _trust(context, tls.ca)
     elif tls.verify:
         context.load_default_certs()
     if tls.certificate:
@@ -47,6 +54,37 @@ def context_of(tls: Tls) -> ssl.SSLContext:
             with _in_memory(tls.key) as key:
                 context.load_cert_chain(certificate, key, password=_no_password)
     return context
+
+
+class UnverifiedContext(ssl.SSLContext):
+    """A context that verifies nothing, and ends each connection once it has seen the server's certificate:
+    nothing is ever sent over one. ``certificate``: in DER, empty before."""
+
+    certificate = b""
+
+    def wrap_socket(self, *given: Any, **named: Any) -> ssl.SSLSocket:
+        with super().wrap_socket(*given, **named) as connection:
+            self.certificate = connection.getpeercert(binary_form=True) or b""
+        raise ssl.SSLError("seen")
+
+
+def seeing() -> UnverifiedContext:
+    """A context to see a certificate with that others refuse."""
+    context = UnverifiedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _trust(context: ssl.SSLContext, authority: bytes) -> None:
+    """Trust every certificate of a PEM; pass over other blocks, as in Go. Raises ProtocolError."""
+    found = False
+    for block in _CERTIFICATE.findall(authority):
+        with suppress(ssl.SSLError, ValueError):
+            context.load_verify_locations(cadata=ssl.PEM_cert_to_DER_cert(block.decode()))
+            found = True
+    if not found:
+        raise ProtocolError("the certificate authority cannot be used: it holds no certificate")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from kilo.errors import ProtocolError, TemporaryError
 from kilo.model.net import parse_ip
 from kilo.model.node import Announcement, ApiServer, Problem
 from kilo.watcher.announcer import Announcer, Overwritten, Patched, PatchFailed, Report
-from kilo.watcher.client import Api
+from kilo.watcher.client import Api, ApiError
 from kilo.watcher.liveness import READING, WRITING
 from kilo.watcher.objects import MalformedObject, NodeObject, PeerObject
 from kilo.watcher.resolver import Resolver
@@ -215,7 +215,8 @@ class WatcherWorker:
             self._states[resource] = "listing"
 
     def _failed(self, resource: str, event: Failed) -> None:
-        self._report.fail(f"api {resource}", str(event.error), "api")
+        self._report.fail(f"api {resource}", event.error.account, "api")
+        self._count_cause(event.error)
         if not self._states[resource].startswith("unreachable"):
             since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             self._states[resource] = f"unreachable since {since}"
@@ -240,12 +241,18 @@ class WatcherWorker:
             case PatchFailed(error):
                 if not 400 <= error.status < 429:
                     self._liveness.lost(WRITING)
-                self._report.fail("check-in", str(error), "checkin")
+                self._report.fail("check-in", error.account, "checkin")
+                self._count_cause(error)
             case Overwritten(()):
                 self._report.mend("annotations")
             case Overwritten(names):
                 message = f"somebody else keeps overwriting {', '.join(names)} of our node: a second agent?"
                 self._report.fail("annotations", message, "overwritten")
+
+    def _count_cause(self, error: ApiError) -> None:
+        """Count what a failure is due to, where that is known, beside the request that failed."""
+        if error.event:
+            self._report.count(error.event)
 
     def _on_credentials(self, failure: str) -> None:
         if failure:

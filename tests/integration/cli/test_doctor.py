@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +25,12 @@ from kilo.doctor.finding import Finding
 from kilo.errors import TemporaryError
 from kilo.model.host import WireGuardPeerState
 from tests.apiserver.admin import Admin
+from tests.apiserver.kubeconfig import write_kubeconfig
 from tests.apiserver.standin import Standin
 from tests.feeding import eventually
+from tests.unit.watcher.certificates import issue
+from tests.unit.watcher.oddserver import OddServer
+from tests.unit.watcher.test_identity import jwt
 
 Found = dict[str, tuple[str, str, str]]
 
@@ -269,6 +275,37 @@ def test_an_api_that_is_not_there_and_configuration_that_is_not(tmp_path: Path) 
     verdict, said, mend = doctor(tmp_path, "--master=http://127.0.0.1:9", before="ip link set lo up")["api"]
     assert verdict == "fail" and "Connection refused" in said and "http://127.0.0.1:9" in mend
     assert "/nowhere" in doctor(tmp_path, "--kubeconfig=/nowhere")["api"][1]
+
+
+def test_token_and_rights_get_different_advice(tmp_path: Path, api: Standin, admin: Admin) -> None:
+    path = api.kubeconfig(tmp_path / "kubeconfig", token=jwt({"exp": 1_000_000}))
+    api.admit("another")
+    verdict, said, mend = doctor(tmp_path, f"--kubeconfig={path}", network="own")["api"]
+    assert verdict == "fail" and "which expired at 1970-01-12T13:46:40Z" in said and path in said
+    assert mend == "renew it there, and see why it was not renewed"
+    api.heal()
+    api.fail(403)
+    verdict, said, mend = doctor(tmp_path, f"--master={api.url}", network="own")["api"]
+    assert verdict == "fail" and "403" in said and "ClusterRole" in mend
+
+
+def test_server_whose_certificate_is_refused_was_reached(tmp_path: Path) -> None:
+    for name in ("root", "stranger"):
+        issue(tmp_path, name, ca=True)
+    issue(tmp_path, "server", "root", names="DNS:kubernetes")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    with closing(OddServer(lambda request: iter([]), context)) as odd:
+        for ca, why in (
+            ("stranger", "it is signed by 'root'"),
+            ("root", "it is for DNS:kubernetes, and not for"),
+        ):
+            path = write_kubeconfig(tmp_path / "kubeconfig", odd.url, ca=f"{ca}.crt")
+            verdict, said, mend = doctor(tmp_path, f"--kubeconfig={path}", network="own")["api"]
+            assert (
+                verdict == "fail" and f"{odd.url} was reached, and its certificate is refused: {why}" in said
+            )
+            assert mend and "can be reached" not in mend
 
 
 def test_peers_that_do_not_answer() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -23,6 +24,9 @@ from tests.feeding import QUICK, Bus, eventually, running
 from tests.integration.watcher.impatient import dead, hasty, stuck, watched
 from tests.integration.watcher.test_plugin import lives
 from tests.integration.watcher.test_worker import Watcher, add, key
+from tests.unit.watcher.certificates import issue
+from tests.unit.watcher.oddserver import OddServer, whole
+from tests.unit.watcher.test_identity import jwt
 
 V1 = "client.authentication.k8s.io/v1"
 
@@ -170,6 +174,38 @@ def test_a_kubeconfig_that_is_rewritten_while_it_is_used(
     watcher.failing("api nodes", "401 Unauthorized")
     standin.kubeconfig(kubeconfig, token="new")
     watcher.works()
+
+
+def test_token_that_has_expired_is_named_by_readers_and_check_in_alike(
+    start: Callable[..., Watcher], standin: Standin, editor: Admin, tmp_path: Path
+) -> None:
+    standin.admit("another")
+    path = write_kubeconfig(tmp_path / "kubeconfig", standin.url, jwt({"exp": 1_000_000}))
+    watcher = start(path)
+    watcher.announce()
+    said = f"not accept the token of {path}: user 'u', which expired at 1970-01-12T13:46:40Z: renew"
+    for failing in ("api nodes", "api peers", "check-in"):
+        watcher.failing(failing, said)
+    eventually(lambda: said in watcher.state().failing["check-in"].message)
+    eventually(lambda: watcher.state().errors.get("unauthorized", 0) >= 3)
+    assert "forbidden" not in watcher.state().errors
+
+
+def test_server_whose_certificate_is_refused_is_named_by_readers_and_check_in_alike(
+    start: Callable[..., Watcher], tmp_path: Path
+) -> None:
+    for name in ("root", "stranger"):
+        issue(tmp_path, name, ca=True)
+    issue(tmp_path, "server", "root")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    with closing(OddServer(lambda request: iter([whole(b"{}")]), context)) as odd:
+        watcher = start(write_kubeconfig(tmp_path / "kubeconfig", odd.url, ca="stranger.crt"))
+        watcher.announce()
+        said = f"its certificate is refused: it is signed by 'root', for which {tmp_path}/stranger"
+        for failing in ("api nodes", "api peers", "check-in"):
+            watcher.failing(failing, said)
+        eventually(lambda: watcher.state().errors.get("tls", 0) >= 3)
 
 
 @pytest.mark.parametrize("length", [0, 1, 60, 200])

@@ -50,5 +50,11 @@ def test_what_is_no_kubeconfig_names_only_itself(tmp_path: Path, content: str) -
     assert named_by(str(path)) == Named((str(path),))
 
 
+def test_named_by_file_of_several_documents_and_tabs_names_its_files(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text("users:\n- user:\t{tokenFile: token}\n---\n")
+    assert named_by(str(path)) == Named((str(path), str(tmp_path / "token")))
+
+
 def test_one_that_is_not_there(tmp_path: Path) -> None:
     assert named_by(str(tmp_path / "none")).files == (str(tmp_path / "none"),)

@@ -25,3 +25,24 @@ def server_context(server: tuple[Path, Path], client: Path) -> ssl.SSLContext:
     context.load_verify_locations(client)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def issue(
+    directory: Path, name: str, issuer: str = "", ca: bool = False, days: int = 2, **also: str
+) -> bytes:
+    """The PEM of a certificate for ``name`` and its key, made by ``issuer`` (""; by itself).
+
+    Its files are ``name``.crt and .key. ``names``: what it is for.
+    """
+    key, request, certificate = (directory / f"{name}.{end}" for end in ("key", "csr", "crt"))
+    names = also.get("names", "IP:127.0.0.1,DNS:kubernetes")
+    is_ca = "basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign"
+    extensions = directory / f"{name}.ext"
+    extensions.write_text(is_ca if ca else f"subjectAltName={names}")
+    new = ["req", "-new", *EC[:-2], "-keyout", str(key), "-out", str(request), "-subj", f"/CN={name}"]
+    by = ["-CA", str(directory / f"{issuer}.crt"), "-CAkey", str(directory / f"{issuer}.key")]
+    signer = [*by, "-CAcreateserial"] if issuer else ["-signkey", str(key)]
+    sign = ["x509", "-req", "-in", str(request), "-days", str(days), "-extfile", str(extensions), *signer]
+    for command in (new, [*sign, "-out", str(certificate)]):
+        subprocess.run(["openssl", *command], check=True, capture_output=True)
+    return certificate.read_bytes()

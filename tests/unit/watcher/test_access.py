@@ -45,8 +45,8 @@ def test_data_counts_before_files_and_files_are_beside_the_kubeconfig(tmp_path: 
     [
         ({"token": SECRET}, f"Bearer {SECRET}"),
         ({"token": SECRET, "tokenFile": "token"}, "Bearer from-the-file"),
+        ({"token": SECRET, "tokenFile": "nowhere"}, f"Bearer {SECRET}"),
         ({"username": "a", "password": "b"}, "Basic YTpi"),
-        ({"token": SECRET, "username": "a", "password": "b"}, f"Bearer {SECRET}"),
         ({}, ""),
     ],
 )
@@ -55,6 +55,25 @@ def test_who_we_are(tmp_path: Path, user: dict[str, Any], authorization: str) ->
     found = access(tmp_path, **user)
     assert found.authorization == authorization
     assert SECRET not in repr(found)
+
+
+def test_token_file_that_comes_later_is_watched(tmp_path: Path) -> None:
+    assert access(tmp_path, token=SECRET, tokenFile="later").files[str(tmp_path / "later")] is None
+
+
+def test_data_in_lines_is_base64_and_what_is_none_is_refused(tmp_path: Path) -> None:
+    data = base64.b64encode(b"x" * 90).decode()
+    lines = f"{data[:64]}\n{data[64:]}\n"
+    assert access(tmp_path, {"certificate-authority-data": lines}).tls.ca == b"x" * 90
+    with pytest.raises(PermanentError, match="certificate-authority-data is not base64"):
+        access(tmp_path, {"certificate-authority-data": "/etc/ca.crt#"})
+
+
+def test_server_without_a_scheme_is_https_where_there_is_what_tls_needs(tmp_path: Path) -> None:
+    bare = {"server": "192.0.2.1:6443", "insecure-skip-tls-verify": True}
+    assert access(tmp_path, bare).server == SERVER
+    with pytest.raises(PermanentError, match="is not a URL"):
+        access(tmp_path, {"server": "192.0.2.1:6443"})
 
 
 def test_what_must_be_asked_is_not_asked_here(tmp_path: Path) -> None:

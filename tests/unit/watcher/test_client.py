@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -21,20 +20,10 @@ from kilo.watcher.client import Api, ApiError, Broken
 from tests.apiserver import Admin, Standin
 from tests.apiserver.kubeconfig import write_kubeconfig
 from tests.clock import bound
-from tests.unit.watcher.certificates import certify, server_context
-from tests.unit.watcher.oddserver import HEAD, Answer, OddServer, chunk, whole
+from tests.unit.watcher.asking import NODES, Connect, failure, inline
+from tests.unit.watcher.oddserver import HEAD, Answer, OddServer, chunk
 
 ROOT = Path(__file__).parents[3]
-NODES = "/api/v1/nodes"
-
-
-Connect = Callable[..., Api]
-
-
-@pytest.fixture
-def connect() -> Iterator[Connect]:
-    with ExitStack() as stack:
-        yield lambda kubeconfig, master="": stack.enter_context(closing(Api(str(kubeconfig), master)))
 
 
 @pytest.fixture
@@ -46,12 +35,6 @@ def api(standin: Standin, tmp_path: Path, connect: Connect) -> Api:
 def admin(standin: Standin) -> Iterator[Admin]:
     with closing(standin.admin()) as admin:
         yield admin
-
-
-def failure(api: Api, path: str = NODES) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        api.get(path, {}, "list nodes")
-    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -135,31 +118,6 @@ def test_credentials_that_do_not_come_are_a_failed_request(
 # Over TLS.
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("certificates")
-    for name in ("server", "client"):
-        certify(directory, name)
-    return directory
-
-
-@pytest.fixture
-def secure(certificates: Path) -> Iterator[OddServer]:
-    """A server that admits the client of ``certificates``, and nobody else."""
-    server = certificates / "server.crt", certificates / "server.key"
-    context = server_context(server, certificates / "client.crt")
-    with closing(OddServer(lambda request: iter([whole(b"{}")]), context)) as odd:
-        yield odd
-
-
-def inline(directory: Path, name: str) -> dict[str, object]:
-    """A user section with a certificate and its key written out."""
-    return {
-        f"client-{part}-data": base64.b64encode((directory / f"{name}.{end}").read_bytes()).decode()
-        for part, end in (("certificate", "crt"), ("key", "key"))
-    }
-
-
 def test_client_certificates_are_taken_from_the_kubeconfig(
     certificates: Path, secure: OddServer, tmp_path: Path, connect: Connect
 ) -> None:
@@ -175,12 +133,14 @@ def test_the_server_must_be_the_one_that_the_authority_vouches_for(
     user = inline(certificates, "client")
     kubeconfig = tmp_path / "kubeconfig"
     other = connect(write_kubeconfig(kubeconfig, secure.url, ca=str(certificates / "client.crt"), user=user))
-    assert "certificate verify failed" in str(failure(other))
+    assert f"{secure.url} was reached, and its certificate is refused: it is signed by 'server'" in str(
+        failure(other)
+    )
     config = json.loads(kubeconfig.read_text())
     config["clusters"][0]["cluster"] |= {"certificate-authority": str(certificates / "server.crt")}
     config["clusters"][0]["cluster"] |= {"tls-server-name": "elsewhere"}
     kubeconfig.write_text(json.dumps(config))
-    assert "'elsewhere'" in str(failure(other))
+    assert " and not for elsewhere" in str(failure(other))
     config["clusters"][0]["cluster"] |= {"tls-server-name": "kubernetes"}
     kubeconfig.write_text(json.dumps(config))
     assert other.get("/x", {}, "ask") == b"{}"

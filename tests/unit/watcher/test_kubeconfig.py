@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,6 +12,8 @@ import pytest
 from kilo.errors import PermanentError
 from kilo.watcher import kubeconfig
 from kilo.watcher.kubeconfig import Kubeconfig, User, parse_kubeconfig
+from kilo.watcher.session import Sessions
+from tests.unit.watcher import kubectl
 
 SECRET = "c2VjcmV0IGtleQ"
 PATH = "/etc/kubernetes/kubeconfig"
@@ -116,6 +121,8 @@ def test_nothing_secret_is_shown() -> None:
         ("[" * 100_000, "this is not YAML"),
         ("a: &a [*a]", "this is not YAML"),
         ("{}", "current-context is missing"),
+        ("---\n---\na: b", "current-context is missing"),
+        ("kind: Secret\napiVersion: v1", "this is no kubeconfig: it is a 'Secret' of 'v1'"),
         ('{"current-context": "x", "contexts": 5}', "contexts: expected `array`, got `int`"),
         ('{"current-context": "x"}', "there is no context named 'x' in contexts"),
     ],
@@ -143,6 +150,8 @@ def test_one_that_is_half_written_is_refused() -> None:
             {"exec": {"command": "", "apiVersion": "client.authentication.k8s.io/v1"}},
             "exec.command is missing",
         ),
+        ({"as-groups": ["a"]}, "users[name=u].user: as-groups is set and as is not"),
+        ({"as": "a", "as-user-extra": {"k": SECRET}}, "as-user-extra[...]: expected `array`, got `str`"),
         ({"exec": [SECRET]}, "users[name=u].user.exec: expected `object | null`, got `array`"),
     ],
 )
@@ -161,3 +170,85 @@ def test_a_plugin_that_must_ask_somebody_is_refused(mode: str, reason: str) -> N
 @pytest.mark.parametrize("kind", ["cluster", "user"])
 def test_what_a_context_names_must_be_there(kind: str) -> None:
     assert f"there is no {kind} named" in refusal(json.dumps(document(**{f"{kind}s": []})))
+
+
+@pytest.mark.parametrize("authority", ["certificate-authority", "certificate-authority-data"])
+def test_kubeconfig_insecure_with_an_authority_is_refused(authority: str) -> None:
+    cluster = {"server": "https://192.0.2.1", "insecure-skip-tls-verify": True, authority: SECRET}
+    said = refusal(json.dumps(document(clusters=[{"name": "c", "cluster": cluster}])))
+    assert said.startswith(f"clusters[name=c].cluster: insecure-skip-tls-verify is true beside {authority}: ")
+    del cluster["insecure-skip-tls-verify"]
+    assert parsed(json.dumps(document(clusters=[{"name": "c", "cluster": cluster}]))).cluster
+
+
+@pytest.mark.parametrize(
+    ("user", "reason"),
+    [
+        ({"token": SECRET, "password": SECRET}, "token and username or password exclude each other"),
+        (
+            {
+                "exec": {"command": "x", "apiVersion": "client.authentication.k8s.io/v1"},
+                "auth-provider": {"name": "oidc"},
+            },
+            "exec and auth-provider exclude each other",
+        ),
+    ],
+)
+def test_user_with_credentials_that_contradict_is_refused(user: dict[str, Any], reason: str) -> None:
+    said = refusal(json.dumps(document(users=[{"name": "u", "user": user}])))
+    assert said.startswith(f"users[name=u].user: {reason}")
+
+
+@pytest.mark.parametrize("kind", ["cluster", "context", "user"])
+def test_name_that_is_there_twice_is_refused(kind: str) -> None:
+    twice = document()
+    twice[f"{kind}s"] *= 2
+    assert refusal(json.dumps(twice)).startswith(f"{kind}s: the name ")
+
+
+# Shapes from the field: tests/data/kubeconfigs, with what kubectl does with each in expected.json.
+
+EXPECTED: dict[str, dict[str, Any]] = json.loads(kubectl.EXPECTED.read_text())
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two sections say the same: null is nothing, and data may be broken into lines."""
+    first, second = (
+        {k: "".join(v.split()) if k.endswith("-data") else v for k, v in section.items() if v and k != "exec"}
+        for section in (one, other)
+    )
+    return first == second
+
+
+def used(shape: str) -> Kubeconfig:
+    """What an agent would use. Raises PermanentError."""
+    with closing(Sessions(str(kubectl.SHAPES / shape), "", print)) as sessions:
+        assert sessions.access.kubeconfig is not None
+        return sessions.access.kubeconfig
+
+
+def test_shapes_are_all_expected() -> None:
+    assert sorted(EXPECTED) == kubectl.shapes()
+    for shape, expected in EXPECTED.items():
+        assert "kg" not in expected or expected["why"], shape
+
+
+@pytest.mark.parametrize("shape", sorted(EXPECTED))
+def test_shape_is_loaded_where_kubectl_loads_it(shape: str) -> None:
+    expected = EXPECTED[shape]
+    if expected.get("kg", expected["kubectl"]) != "loads":
+        with pytest.raises(PermanentError, match=re.escape(str(kubectl.SHAPES))):
+            used(shape)
+        return
+    found = used(shape)
+    if expected["kubectl"] == "loads":
+        assert same(msgspec.to_builtins(found.cluster), expected["cluster"])
+        assert same(msgspec.to_builtins(found.user), expected["user"])
+        assert (found.user.exec is None) is (expected["user"].get("exec") is None)
+
+
+@pytest.mark.skipif(not kubectl.installed(), reason="kubectl is not installed")
+@pytest.mark.parametrize("shape", sorted(EXPECTED))
+def test_shape_is_read_by_kubectl_as_expected(shape: str, tmp_path: Path) -> None:
+    expected = {k: v for k, v in EXPECTED[shape].items() if k not in ("kg", "why")}
+    assert kubectl.judged(shape, tmp_path) == expected

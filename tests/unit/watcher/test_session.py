@@ -157,7 +157,7 @@ def test_what_tls_does_not_take_is_named_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text("none")
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "https://127.0.0.1:1", ca="ca")
     with pytest.raises(
-        PermanentError, match=f"{kubeconfig}: the certificate authority cannot be used: no cert"
+        PermanentError, match=f"{kubeconfig}: the certificate authority cannot be used: it holds no cert"
     ):
         Sessions(kubeconfig, "", print)
 
@@ -257,11 +257,12 @@ def through(directory: Path, proxy: str, server: str = SERVER) -> Sessions:
 def test_a_proxy_that_cannot_be_used_is_named_at_the_start(
     tmp_path: Path, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PermanentError, match=re.escape(f"kubeconfig: the proxy {proxy!r} cannot be used: ")):
+    by = f"{tmp_path}/kubeconfig: proxy-url of cluster 'c'"
+    with pytest.raises(PermanentError, match=re.escape(f"the proxy {proxy} ({by}) cannot be used: ")):
         through(tmp_path, proxy)
     monkeypatch.setenv("https_proxy", proxy)
     write_kubeconfig(tmp_path / "kubeconfig", "https://192.0.2.1:6443")
-    with pytest.raises(PermanentError, match=re.escape(f"environment: the proxy {proxy!r} cannot be used: ")):
+    with pytest.raises(PermanentError, match=re.escape(f"{proxy} (https_proxy) cannot be used: ")):
         Sessions(str(tmp_path / "kubeconfig"), "", print)
     monkeypatch.setenv("no_proxy", "192.0.2.0/24")
     Sessions(str(tmp_path / "kubeconfig"), "", print).close()
@@ -270,7 +271,7 @@ def test_a_proxy_that_cannot_be_used_is_named_at_the_start(
 def test_a_bad_proxy_is_named_without_its_password(tmp_path: Path) -> None:
     with pytest.raises(PermanentError) as caught:
         through(tmp_path, f"http://me:{PASSWORD}@192.0.2.9:port")
-    assert "'http://***@192.0.2.9:port'" in str(caught.value)
+    assert "http://***@192.0.2.9:port" in str(caught.value)
     assert PASSWORD not in str(caught.value)
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import subprocess
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
 from kilo.errors import ProtocolError
 from kilo.watcher.tls import Tls, context_of
-from tests.unit.watcher.certificates import certify
+from tests.unit.watcher.certificates import certify, issue
+from tests.unit.watcher.oddserver import OddServer, whole
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def test_what_is_not_to_be_verified_is_not(made: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("ca", "certificate", "key", "reason"),
     [
-        ("x", "", "", "the certificate authority cannot be used: no certificate or crl found"),
+        ("x", "", "", "the certificate authority cannot be used: it holds no certificate"),
         ("", "ours.crt", "other.key", "its key, cannot be used: key values mismatch"),
         ("", "ours.crt", "ours.crt", "its key, cannot be used: this is not PEM"),
         ("", "ours.crt", "", "its key, cannot be used: this is not PEM"),
@@ -65,3 +68,73 @@ def test_what_cannot_be_used_is_named(
     with pytest.raises(ProtocolError, match=reason):
         context_of(Tls(ca_pem, certificate_pem, key_pem))
     assert "PRIVATE" not in repr(Tls(key=made["ours.key"]))
+
+
+# Chains: root -> intermediate -> server, and a stranger.
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the certificates and keys."""
+    directory = tmp_path_factory.mktemp("chain")
+    issue(directory, "root", ca=True)
+    issue(directory, "intermediate", "root", ca=True)
+    issue(directory, "server", "intermediate")
+    issue(directory, "stranger", ca=True)
+    return directory
+
+
+def pem(chain: Path, names: str) -> bytes:
+    return b"".join((chain / f"{name}.crt").read_bytes() for name in names.split())
+
+
+def refusal(chain: Path, sent: str, trusted: bytes) -> str:
+    """Why a client that trusts ``trusted`` refuses a server that sends ``sent``, "" if it does not."""
+    (chain / "sent.pem").write_bytes(pem(chain, sent))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(chain / "sent.pem", chain / "server.key")
+    context = context_of(Tls(trusted))
+    with closing(OddServer(lambda request: iter([whole(b"")]), server)) as odd:
+        port = int(odd.url.rpartition(":")[2])
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as plain:
+                context.wrap_socket(plain, server_hostname="127.0.0.1").close()
+        except ssl.SSLCertVerificationError as e:
+            return e.verify_message
+    return ""
+
+
+@pytest.mark.parametrize("sent", ["server", "server intermediate", "server intermediate root"])
+@pytest.mark.parametrize("trusted", ["intermediate", "server", "root intermediate", "stranger intermediate"])
+def test_chain_is_trusted_from_whichever_certificate_the_authority_holds(
+    chain: Path, sent: str, trusted: str
+) -> None:
+    assert refusal(chain, sent, pem(chain, trusted)) == ""
+
+
+def test_chain_is_trusted_from_its_root_where_the_server_sends_the_rest(chain: Path) -> None:
+    assert refusal(chain, "server intermediate", pem(chain, "root")) == ""
+    assert "unable to get local issuer certificate" in refusal(chain, "server", pem(chain, "root"))
+
+
+@pytest.mark.parametrize("sent", ["server", "server intermediate", "server intermediate root"])
+def test_chain_of_another_authority_is_refused(chain: Path, sent: str) -> None:
+    assert refusal(chain, sent, pem(chain, "stranger")) != ""
+
+
+BROKEN = b"-----BEGIN CERTIFICATE-----\nMIIBnonsense\n-----END CERTIFICATE-----\n"
+OTHER = b"-----BEGIN NOTES-----\nAAAA\n-----END NOTES-----\n"
+
+
+@pytest.mark.parametrize("beside", [BROKEN, OTHER, b"\xff\xfe\n", b"\r\n"])
+def test_authority_with_blocks_that_are_no_certificates_counts_by_the_others(
+    chain: Path, beside: bytes
+) -> None:
+    root = pem(chain, "root")
+    for bundle in (beside + root, root + beside, root.replace(b"\n", b"\r\n") + beside + root):
+        assert refusal(chain, "server intermediate", bundle) == ""
+
+
+def test_authority_is_as_old_as_go_takes_it(chain: Path) -> None:
+    """Python 3.13 refuses by default what lacks extensions that older tools left out."""
+    assert not context_of(Tls(pem(chain, "root"))).verify_flags & ssl.VERIFY_X509_STRICT
