@@ -313,8 +313,10 @@ class WireGuardInterface:
 
     def _port_taken(self, port: int) -> TemporaryError:
         self._taken = port
-        who = self._holder.of(port) or "somebody who cannot be found"
-        return TemporaryError(f"UDP port {port} is taken by {who} (EADDRINUSE)")
+        holders = self._holder.of(port)
+        names = " and ".join(holder.name for holder in holders) or "a socket that is gone by now"
+        remedies = "".join(f"; {holder.remedy}" for holder in holders)
+        return TemporaryError(f"UDP port {port} is taken by {names} (EADDRINUSE){remedies}")
 
     def _change(self, body: bytes, flags: int = 0) -> None:
         (error,) = self._netlink.change([Request(RTM_NEWLINK, flags, body)])

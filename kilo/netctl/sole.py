@@ -1,7 +1,7 @@
 """There is one netctl for an interface in a network namespace: two would undo each other's work.
 
 The mark is an abstract Unix socket, of which the kernel keeps one a name and network namespace, and
-which is gone the moment its holder is, however that ended. Called by kilo.netctl.worker.
+which is gone the moment its holder is, however that ended. Called by kilo.netctl.worker and .ports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import time
 
 from kilo.errors import TakenError, TemporaryError
-from kilo.holders import command, listener
+from kilo.holders import Listener, command, listener
 from kilo.log import Logger
 
 PATIENCE = 3.0
@@ -30,7 +30,7 @@ class Claim:
     """
 
     def __init__(self, interface: str, log: Logger, patience: float = PATIENCE) -> None:
-        self._name = f"\0kilo/netctl/{interface}"
+        self._name = _mark(interface)
         self._socket: socket.socket | None = None
         end = time.monotonic() + patience
         holder, asked = None, float("-inf")
@@ -71,6 +71,16 @@ class Claim:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def claimant(interface: str) -> Listener | None:
+    """The netctl that has ``interface`` in this network namespace, if one runs."""
+    found = listener(_mark(interface))
+    return found if found is not None and found.uid in (0, os.geteuid()) else None
+
+
+def _mark(interface: str) -> str:
+    return f"\0kilo/netctl/{interface}"
 
 
 def _refusal(interface: str, pid: int) -> str:

@@ -300,6 +300,23 @@ def test_a_port_that_is_taken_at_the_start(host: Host, box: Box) -> None:
     assert ",UP" in link(host) and box.interface.state.listen_port == 51820
 
 
+def test_a_port_of_an_interface_that_an_earlier_run_left_names_it(host: Host, box: Box) -> None:
+    left = f"{host.interface}b"
+    subprocess.run(["wireguard-go", left], check=True, capture_output=True)
+    subprocess.run(["wg", "set", left, "listen-port", "51820"], check=True)
+    ip(f"link set {left} up")
+    eventually(lambda: not ports.is_unheard_of(51820), what="the other has the port")
+    box.settle()
+    box.plan(interface())
+    (error,) = box.step()
+    assert f"UDP port 51820 is taken by the WireGuard interface {left} of pid " in error
+    assert "(EADDRINUSE)" in error and f"ip link delete {left}" in error
+    ip(f"link del {left}")
+    eventually(lambda: ports.is_unheard_of(51820), what="the port is free")
+    assert box.step() == []
+    assert box.interface.state.listen_port == 51820 and ",UP" in link(host)
+
+
 def test_a_port_that_the_link_finds_taken_when_it_goes_up(host: Host, box: Box) -> None:
     """So it is with the kernel's device, which has its port from then on."""
     box.settle()

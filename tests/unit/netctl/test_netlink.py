@@ -19,6 +19,7 @@ from kilo.netctl.netlink.socket import (
     Events,
     EventsLost,
     KernelError,
+    Message,
     Netlink,
     Request,
 )
@@ -155,6 +156,25 @@ def test_messages_mean_the_same_to_pyroute2() -> None:
     address = decoded(ifaddrmsg, m.pack_address(m.AddressInfo(5, "fd04::1/64", 171)))
     assert (address["prefixlen"], address["index"]) == (64, 5)  # type: ignore[index]
     assert dict(address["attrs"])["IFA_LOCAL"] == "fd04::1"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("vxlan", 15), ("geneve", 5), ("bareudp", 1)])
+def test_tunnel_port_is_read_as_pyroute2_writes_it(kind: str, number: int) -> None:
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    message = ifinfmsg()
+    names = {"vxlan": "IFLA_VXLAN_PORT", "geneve": "IFLA_GENEVE_PORT"}
+    if kind in names:
+        data = {"attrs": [(names[kind], 51820)]}
+        described = [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]
+        message["attrs"] = [("IFLA_LINKINFO", {"attrs": described})]
+        message.encode()
+        body = bytes(message.data)[16:]
+    else:  # pyroute2 does not know this kind
+        port = attribute(number, (51820).to_bytes(2, "big"))
+        body = m.pack_link() + nested(18, attribute(1, kind.encode()), nested(2, port))
+    assert m.tunnel_port(Message(m.RTM_NEWLINK, 0, 0, body, 0, len(body))) == 51820
+    assert m.tunnel_port(Message(m.RTM_NEWLINK, 0, 0, m.pack_link(kind=kind), 0, len(m.pack_link()))) == 0
 
 
 def test_attributes_of_any_length_are_walked() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kilo.config import Config
+from kilo.doctor.host import port
 from kilo.model.keys import PresharedKey
 from kilo.model.plan import PlanItem, PlannedPeer
 from kilo.netctl.key import PrivateKey
@@ -169,6 +171,25 @@ def test_a_port_that_is_taken_is_named_and_had_once_it_is_free(host: Host, box: 
     assert box.step() == []
     assert ",UP" in lines(f"-o link show {host.interface}")[0]
     assert wg("show", host.interface, "listen-port").strip() == "51901"
+
+
+def test_a_port_of_an_interface_that_an_earlier_run_left_names_it(host: Host, box: Box) -> None:
+    """The kernel's device has no process: each one is asked for its port."""
+    left = f"{host.interface}b"
+    ip(f"link add {left} type wireguard")
+    wg("set", left, "listen-port", "51820")
+    ip(f"link set {left} up")
+    box.plan(planned_interface())
+    (error,) = box.step()
+    assert f"UDP port 51820 is taken by the WireGuard interface {left} (EADDRINUSE)" in error
+    assert f"ip link delete {left}" in error
+    finding = port(Config(interface=host.interface))
+    assert (finding.verdict, left in finding.found, left in finding.mend) == ("fail", True, True)
+    ip(f"link del {left}")
+    assert box.step() == []
+    assert ",UP" in lines(f"-o link show {host.interface}")[0]
+    finding = port(Config(interface=host.interface))
+    assert (finding.verdict, finding.found) == ("ok", f"{host.interface} has UDP port 51820")
 
 
 def test_an_interface_that_is_gone_is_an_error_of_the_device(device: Kernel, interface: str) -> None:
