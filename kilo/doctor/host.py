@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kilo.config import Config
 from kilo.doctor.finding import Finding
-from kilo.holders import udp_sockets
+from kilo.holders import command, processes, tcp_listeners, udp_sockets
 from kilo.netctl.foreign import routes_of_others
 from kilo.netctl.ports import holders_of
 
@@ -103,6 +103,26 @@ def port(config: Config) -> Finding:
     return Finding(name, "fail", found, "; ".join(remedies))
 
 
+def listen(config: Config) -> Finding:
+    """Whether another program has the TCP port of health and metrics."""
+    name = "listen"
+    address, number = config.listen
+    inodes = tcp_listeners(number)
+    if not inodes:
+        return Finding(name, "ok", f"TCP port {number} is free")
+    found = {pid: command(pid) for pid in processes(inodes)}
+    others = [f"pid {pid} ({line})" for pid, line in found.items() if not line.startswith("kg-")]
+    if found and not others:
+        return Finding(name, "ok", f"the agent has TCP port {number}")
+    taken = (
+        f"TCP port {number} is taken by {' and '.join(others) or 'a process that cannot be seen from here'}"
+    )
+    if not found:
+        return Finding(name, "unknown", taken)
+    mend = "end that program, or give the agent another port by --listen (and have metrics fetched there)"
+    return Finding(name, "warn" if address else "fail", taken, mend)  # at another address it is no obstacle
+
+
 def cni(config: Config) -> Finding:
     """Whether the kubelet and its runtime will use the file that is kept."""
     name = "cni"
@@ -166,4 +186,4 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-CHECKS = (wireguard, encapsulation, forwarding, reverse_path, port, cni, clashes, other_agents)
+CHECKS = (wireguard, encapsulation, forwarding, reverse_path, port, listen, cni, clashes, other_agents)
