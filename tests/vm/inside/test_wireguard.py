@@ -26,6 +26,7 @@ from tests.lab.underlay import connect
 from tests.unit.netctl.hosts import SOCKETS, Host, ip, lines
 from tests.unit.netctl.plans import interface as planned_interface
 from tests.unit.netctl.plans import key, node
+from tests.unit.netctl.test_earlier import Left
 from tests.unit.netctl.test_interface import KEY, Box
 from tests.unit.netctl.wireguard.contract import DeviceContract, wg
 
@@ -190,6 +191,30 @@ def test_a_port_of_an_interface_that_an_earlier_run_left_names_it(host: Host, bo
     assert ",UP" in lines(f"-o link show {host.interface}")[0]
     finding = port(Config(interface=host.interface))
     assert (finding.verdict, finding.found) == ("ok", f"{host.interface} has UDP port 51820")
+
+
+class KernelLeft(Left):
+    """An interface of the kernel's that an earlier run left."""
+
+    def create(self, name: str) -> None:
+        ip(f"link add {name} type wireguard")
+
+
+def test_an_interface_that_is_proven_ours_gives_up_its_port(host: Host, box: Box, tmp_path: Path) -> None:
+    left = KernelLeft(host, tmp_path)
+    left.make()
+    left.mark()
+    wg("set", left.name, "peer", key(1), "allowed-ips", "10.2.1.0/24")
+    box.plan(planned_interface())
+    (error,) = box.step()
+    assert f"taken by the WireGuard interface {left.name} " in error
+    assert left.step() == []
+    assert not left.is_up() and left.netlink.sent == 2, "down, and the address"
+    with contextlib.closing(Kernel(left.name)) as opened:
+        assert not opened.read().peers
+    assert box.step() == []
+    assert ",UP" in lines(f"-o link show {host.interface}")[0]
+    left.netlink.close()
 
 
 def test_an_interface_that_is_gone_is_an_error_of_the_device(device: Kernel, interface: str) -> None:
