@@ -7,6 +7,7 @@ run made is adopted with all that is in it. It goes up only once key and port ar
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -231,6 +232,8 @@ class WireGuardInterface:
         try:
             self._change(pack_link(name=self._interface, kind="wireguard"), NLM_F_CREATE | NLM_F_EXCL)
         except KernelError as e:
+            if e.errno == errno.EEXIST:
+                raise self._name_taken(e) from e
             if e.errno != errno.EOPNOTSUPP:
                 raise
             self._launcher.start()
@@ -239,6 +242,19 @@ class WireGuardInterface:
         if link is None:
             raise TemporaryError("the interface vanished as soon as it was made")
         return link
+
+    def _name_taken(self, error: KernelError) -> TemporaryError:
+        """The error to raise where the kernel has the name, and no interface in the list is called so."""
+        try:
+            link = self._host.links.get(socket.if_nametoindex(self._interface))
+        except OSError:
+            link = None
+        if link is None:
+            return error  # it came meanwhile, and is found in the next pass
+        return TemporaryError(
+            f"this is an alternative name of {link.name}: give another --interface, or remove it: "
+            f"ip link property del dev {link.name} altname {self._interface}"
+        )
 
     def _note_vanishing(self) -> None:
         """One that worked is made again at once, but not one that vanishes again and again."""

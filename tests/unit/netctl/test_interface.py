@@ -166,6 +166,18 @@ def test_an_interface_of_another_kind_is_left_alone(host: Host, box: Box) -> Non
     assert ",UP" in link(host)
 
 
+def test_a_name_that_is_an_alternative_one_of_another_interface_names_that(host: Host, box: Box) -> None:
+    """It is in no list of names, and the kernel makes no second interface of that name."""
+    ip("link add br0 type bridge")
+    ip(f"link property add dev br0 altname {host.interface}")
+    (error,) = box.step()
+    assert f"{host.interface}: this is an alternative name of br0" in error
+    assert f"ip link property del dev br0 altname {host.interface}" in error
+    ip(f"link property del dev br0 altname {host.interface}")
+    box.now += 1
+    box.settle()
+
+
 def test_a_tun_device_that_nobody_serves_is_left_alone(host: Host, box: Box) -> None:
     ip(f"tuntap add {host.interface} mode tun")
     (error,) = box.step()
