@@ -185,7 +185,15 @@ def _listen(text: str) -> tuple[str, int]:
 
 
 def _interface_name(text: str) -> str:
-    if not re.fullmatch(r"[^\s/:]{1,15}", text) or text in (".", ".."):
+    """A name that the kernel, its settings and the firewall's programs take literally."""
+    encoded = text.encode()
+    if not 1 <= len(encoded) <= 15 or not text.isprintable() or text in _NAMES_IN_USE:
+        raise ValueError
+    # "%d" makes one more device at each try; a byte 0xa0 is a blank to the kernel, also within a letter
+    if any(byte in b" /:%\xa0" for byte in encoded):
+        raise ValueError
+    # programs read a "-" in front as an option, and iptables a "+" at the end as any name that begins so
+    if text.startswith("-") or text.endswith("+"):
         raise ValueError
     return text
 
@@ -224,6 +232,12 @@ def _label(text: str) -> str:
 
 MOST_RUN_DIR = 107 - len("/pymp-12345678/listener-12345678")
 """Bytes: the kernel takes a socket's path of 107, and the longest here is one of multiprocessing's."""
+_NAMES_IN_USE = {
+    *(".", "..", "all", "default"),  # files and directories of settings
+    # The kernel makes these with a module, which cannot be loaded where the name is taken.
+    *("lo", "tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0"),
+    *("kube-bridge", "flannel.1", "cilium_tunl"),  # the bridge of the pods, tunnels of CNI plugins
+}
 _BOOL = "true or false"
 _CIDRS = "CIDRs such as 10.0.0.0/8, comma separated"
 
@@ -262,7 +276,8 @@ FLAGS: tuple[Flag, ...] = (
     Flag(
         "interface",
         _interface_name,
-        "an interface name of 1 to 15 characters",
+        "1 to 15 bytes without blanks, %, / and :, no - in front, no + at the end; not ., .., all, default, "
+        "lo, nor a tunnel or bridge of the kernel's or of a CNI plugin's, such as tunl0 or kube-bridge",
         "The WireGuard interface.",
     ),
     Flag(

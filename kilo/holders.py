@@ -10,11 +10,12 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 _TABLES = ("udp", "udp6")
+_TCP_TABLES, _LISTENING = ("tcp", "tcp6"), "0A"
 _NET = Path("/proc/thread-self/net")
 _PROC = Path("/proc")
 _COMMAND = 100
@@ -30,13 +31,23 @@ class UdpSocket(NamedTuple):
 
 def udp_sockets(port: int) -> Iterator[UdpSocket]:
     """Those of this network namespace that are bound to ``port``, of IPv4 and of IPv6."""
-    for table in _TABLES:
+    for fields in _lines(_TABLES, port):
+        yield UdpSocket(int(fields[7]), int(fields[9]))
+
+
+def tcp_listeners(port: int) -> set[int]:
+    """The inodes of the sockets of this network namespace that listen at TCP ``port``."""
+    return {int(fields[9]) for fields in _lines(_TCP_TABLES, port) if fields[3] == _LISTENING}
+
+
+def _lines(tables: Iterable[str], port: int) -> Iterator[list[str]]:
+    for table in tables:
         with contextlib.suppress(OSError), (_NET / table).open() as lines:
             next(lines)
             for line in lines:
                 fields = line.split()
                 if int(fields[1].rpartition(":")[2], 16) == port:
-                    yield UdpSocket(int(fields[7]), int(fields[9]))
+                    yield fields
 
 
 def processes(

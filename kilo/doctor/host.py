@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-from kilo import holders
 from kilo.config import Config
 from kilo.doctor.finding import Finding
+from kilo.holders import command, processes, tcp_listeners, udp_sockets
 from kilo.netctl.foreign import routes_of_others
+from kilo.netctl.ports import holders_of
 
 PROC = Path("/proc")
 MODULES = Path("/lib/modules")
@@ -89,21 +88,39 @@ def reverse_path(config: Config) -> Finding:
 
 
 def port(config: Config) -> Finding:
-    """Whether another program has WireGuard's UDP port. Those of the kernel belong to no program."""
+    """Whether a program, or another interface, has WireGuard's UDP port."""
     name = "port"
-    others = sorted({holder for holder in _holders(config.port) if "wireguard" not in holder})
+    holders = holders_of(config.port, frozenset(udp_sockets(config.port)))
+    others = [holder for holder in holders if holder.link != config.interface]
+    if not holders:
+        return Finding(name, "ok", f"UDP port {config.port} is free")
     if not others:
-        return Finding(name, "ok", f"no other program has UDP port {config.port}")
-    mend = "end that program, or give the agent another --port (and open that in firewalls)"
-    return Finding(name, "fail", f"UDP port {config.port} is taken by {', '.join(others)}", mend)
+        return Finding(name, "ok", f"{config.interface} has UDP port {config.port}")
+    found = f"UDP port {config.port} is taken by {' and '.join(other.name for other in others)}"
+    if os.geteuid() and not any(other.seen for other in others):
+        return Finding(name, "unknown", found)  # it may be the agent's, which only root may ask
+    remedies = dict.fromkeys(other.remedy for other in others)
+    return Finding(name, "fail", found, "; ".join(remedies))
 
 
-def _holders(number: int) -> Iterator[str]:
-    """Which programs have a UDP port."""
-    inodes = {found.inode for found in holders.udp_sockets(number)} - {0}
-    for pid in holders.processes(inodes) if inodes else ():
-        with contextlib.suppress(OSError):
-            yield f"{holders.name(pid)} (pid {pid})"
+def listen(config: Config) -> Finding:
+    """Whether another program has the TCP port of health and metrics."""
+    name = "listen"
+    address, number = config.listen
+    inodes = tcp_listeners(number)
+    if not inodes:
+        return Finding(name, "ok", f"TCP port {number} is free")
+    found = {pid: command(pid) for pid in processes(inodes)}
+    others = [f"pid {pid} ({line})" for pid, line in found.items() if not line.startswith("kg-")]
+    if found and not others:
+        return Finding(name, "ok", f"the agent has TCP port {number}")
+    taken = (
+        f"TCP port {number} is taken by {' and '.join(others) or 'a process that cannot be seen from here'}"
+    )
+    if not found:
+        return Finding(name, "unknown", taken)
+    mend = "end that program, or give the agent another port by --listen (and have metrics fetched there)"
+    return Finding(name, "warn" if address else "fail", taken, mend)  # at another address it is no obstacle
 
 
 def cni(config: Config) -> Finding:
@@ -169,4 +186,4 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-CHECKS = (wireguard, encapsulation, forwarding, reverse_path, port, cni, clashes, other_agents)
+CHECKS = (wireguard, encapsulation, forwarding, reverse_path, port, listen, cni, clashes, other_agents)

@@ -72,6 +72,8 @@ _FEW = 5000
 _PAUSE, _SHARE = 0.5, 10
 """Seconds between two looks, and how many times what a look has cost."""
 _DELETE_AT_ONCE = 500
+LISTING_TRIES = 5
+"""So often is a listing made that the kernel says was interrupted."""
 
 Judge = Callable[[Flow], bool]
 
@@ -111,6 +113,8 @@ class StaleFlows:
         self._routes: set[str] = set()
         self._looks: deque[tuple[bytes, Judge]] = deque()
         self._listing: Listing | None = None
+        self._interrupted = 0
+        """How many listings of the look that is due were interrupted."""
         self._stale: list[Flow] = []
         self._busy = False
         self._closed = False
@@ -266,9 +270,20 @@ class StaleFlows:
                 self._stale.append(flow)
         self._spent += time.monotonic() - began
         if done:
+            whole = self._listing.consistent
             self._end_listing()
-            self._looks.popleft()
+            self._looked(whole)
             self._readers.call_later(0.0, self._next)
+
+    def _looked(self, whole: bool) -> None:
+        """End a look, unless its listing was interrupted: entries may be missing, so it is made again."""
+        if not whole:
+            self._interrupted += 1
+            if self._interrupted < LISTING_TRIES:
+                return
+            self._warn(TemporaryError("the table of connections changes faster than it can be read"))
+        self._looks.popleft()
+        self._interrupted = 0
 
     def _end_listing(self) -> None:
         if self._listing is not None:

@@ -100,7 +100,13 @@ class Rehearsal:
             config, self._key, netlink, host, launcher, Firewall(config, log, backend)
         )
         plane.interface.open_device = self._open
-        plane.interface.port_is_free = ports.is_unheard_of
+        plane.earlier.has_successor = lambda: (
+            config.create_interface or host.named(config.interface) is not None
+        )
+        plane.earlier.open_device = lambda link: RehearsedDevice(open_device(link))
+        plane.interface.port_is_free = lambda port: (
+            port in plane.earlier.released or ports.is_unheard_of(port)
+        )
         self._passes = passes = Passes(loop, self._report, log, plane.order, plane.interface, plane.fights)
         passes.take, passes.prepare, passes.after = plane.take, plane.prepare, self._after
         plane.reread = passes.reread

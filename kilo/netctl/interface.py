@@ -7,6 +7,7 @@ run made is adopted with all that is in it. It goes up only once key and port ar
 from __future__ import annotations
 
 import errno
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -231,6 +232,8 @@ class WireGuardInterface:
         try:
             self._change(pack_link(name=self._interface, kind="wireguard"), NLM_F_CREATE | NLM_F_EXCL)
         except KernelError as e:
+            if e.errno == errno.EEXIST:
+                raise self._name_taken(e) from e
             if e.errno != errno.EOPNOTSUPP:
                 raise
             self._launcher.start()
@@ -239,6 +242,19 @@ class WireGuardInterface:
         if link is None:
             raise TemporaryError("the interface vanished as soon as it was made")
         return link
+
+    def _name_taken(self, error: KernelError) -> TemporaryError:
+        """The error to raise where the kernel has the name, and no interface in the list is called so."""
+        try:
+            link = self._host.links.get(socket.if_nametoindex(self._interface))
+        except OSError:
+            link = None
+        if link is None:
+            return error  # it came meanwhile, and is found in the next pass
+        return TemporaryError(
+            f"this is an alternative name of {link.name}: give another --interface, or remove it: "
+            f"ip link property del dev {link.name} altname {self._interface}"
+        )
 
     def _note_vanishing(self) -> None:
         """One that worked is made again at once, but not one that vanishes again and again."""
@@ -313,8 +329,10 @@ class WireGuardInterface:
 
     def _port_taken(self, port: int) -> TemporaryError:
         self._taken = port
-        who = self._holder.of(port) or "somebody who cannot be found"
-        return TemporaryError(f"UDP port {port} is taken by {who} (EADDRINUSE)")
+        holders = self._holder.of(port)
+        names = " and ".join(holder.name for holder in holders) or "a socket that is gone by now"
+        remedies = "".join(f"; {holder.remedy}" for holder in holders)
+        return TemporaryError(f"UDP port {port} is taken by {names} (EADDRINUSE){remedies}")
 
     def _change(self, body: bytes, flags: int = 0) -> None:
         (error,) = self._netlink.change([Request(RTM_NEWLINK, flags, body)])

@@ -13,6 +13,7 @@ from kilo.config import Config
 from kilo.model.net import ip_of
 from kilo.model.plan import Interface, PlanItem
 from kilo.netctl.addresses import Addresses
+from kilo.netctl.earlier import EarlierInterface
 from kilo.netctl.fights import Fights
 from kilo.netctl.firewall import Firewall
 from kilo.netctl.guard import Guard
@@ -50,6 +51,7 @@ class Plane:
         self.guard = Guard()
         self.fights = Fights()
         self.interface = WireGuardInterface(config, key, netlink, host, roles, launcher)
+        self.earlier = EarlierInterface(config.interface, key, netlink, host)
         self.tunnel = TunnelDevice(netlink, host, roles, config.compatibility)
         self.addresses = Addresses(netlink, host, roles)
         self.firewall = firewall
@@ -58,6 +60,7 @@ class Plane:
         self.routes = Routes(netlink, roles, self.guard.verdict)
         self.rules = Rules(netlink, config.interface)
         self.order: list[Reconciler] = [
+            self.earlier,
             self.interface,
             self.tunnel,
             self.addresses,

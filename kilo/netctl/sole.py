@@ -1,7 +1,7 @@
 """There is one netctl for an interface in a network namespace: two would undo each other's work.
 
 The mark is an abstract Unix socket, of which the kernel keeps one a name and network namespace, and
-which is gone the moment its holder is, however that ended. Called by kilo.netctl.worker.
+which is gone the moment its holder is, however that ended. Called by kilo.netctl's worker, ports, earlier.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import errno
 import os
 import socket
 import time
+from pathlib import Path
 
 from kilo.errors import TakenError, TemporaryError
-from kilo.holders import command, listener
+from kilo.holders import Listener, command, listener
 from kilo.log import Logger
 
 PATIENCE = 3.0
@@ -30,7 +31,7 @@ class Claim:
     """
 
     def __init__(self, interface: str, log: Logger, patience: float = PATIENCE) -> None:
-        self._name = f"\0kilo/netctl/{interface}"
+        self._name = _mark(interface)
         self._socket: socket.socket | None = None
         end = time.monotonic() + patience
         holder, asked = None, float("-inf")
@@ -71,6 +72,26 @@ class Claim:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def claimant(interface: str) -> Listener | None:
+    """The netctl that has ``interface`` in this network namespace, if one runs."""
+    found = listener(_mark(interface))
+    return found if found is not None and found.uid in (0, os.geteuid()) else None
+
+
+def is_claimed(interface: str) -> bool:
+    """Whether a netctl, or anything with its mark, has ``interface`` in this network namespace. Unlike with
+    ``claimant`` it counts, too, if it cannot be asked. Raises TemporaryError."""
+    try:
+        table = Path("/proc/thread-self/net/unix").read_text(errors="replace")
+    except OSError as e:
+        raise TemporaryError(f"/proc/net/unix: {e.strerror}") from e
+    return any(line.endswith(f" @kilo/netctl/{interface}") for line in table.splitlines())
+
+
+def _mark(interface: str) -> str:
+    return f"\0kilo/netctl/{interface}"
 
 
 def _refusal(interface: str, pid: int) -> str:

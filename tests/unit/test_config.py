@@ -124,6 +124,54 @@ def test_a_value_that_is_not_allowed_is_named(flag: str, text: str) -> None:
         assert "\n" not in message
 
 
+LINK_NAMES_REFUSED = {
+    "a template of the kernel's": ["kilo%d", "kilo%", "%d", "%%"],
+    "refused by the kernel": ["", ".", "..", "a/b", "a:b", " ", "ki lo", "kilo\t", "kilo\n", "kil\u00e0"],
+    "longer than 15 bytes": ["kilo456789abcdef", 8 * "ä"],
+    "cannot be shown": ["kilo\0", "kilo\x1b[31m", "kilo\u2028", "kilo\u202e0"],
+    "a directory of settings": ["all", "default"],
+    "made by the kernel": [
+        "lo",
+        "tunl0",
+        "sit0",
+        "gre0",
+        "gretap0",
+        "erspan0",
+        "ip_vti0",
+        "ip6tnl0",
+        "ip6gre0",
+    ],
+    "another device of the mesh's": ["kube-bridge", "flannel.1", "cilium_tunl"],
+    "an option of programs": ["-f", "--version", "-kilo0"],
+    "a pattern of iptables": ["kilo+", "+"],
+}
+
+
+@pytest.mark.parametrize(("kind", "names"), LINK_NAMES_REFUSED.items())
+def test_interface_name_that_is_not_literal_is_refused(kind: str, names: list[str]) -> None:
+    for name in names:
+        for arguments, environment in (([f"--interface={name}"], {}), ([], {"KILO_INTERFACE": name})):
+            with pytest.raises(FlagError) as caught:
+                config(*arguments, **environment)
+            assert repr(name) in str(caught.value), kind
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["kilo0", "wg-0", "k", "kilo456789abcde", "eth0.100", "kilo_0", "Default", "lo0", "ki+lo", "kïlo0"],
+)
+def test_interface_name_that_the_kernel_accepts_is_accepted(name: str) -> None:
+    assert config(f"--interface={name}").interface == name
+
+
+@pytest.mark.parametrize("command", [[], ["netctl"], ["plan"], ["doctor"], ["status"], ["cleanup"]])
+def test_interface_template_ends_every_command_with_status_2(command: list[str]) -> None:
+    done = kg(*command, "--interface=kilo%d")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("kg") and "--interface: 'kilo%d' is not allowed" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [["--bogus"], ["--port"], ["--port=0"], ["frobnicate"], ["cni", "extra"]]
 )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kilo.holders import Listener, UdpSocket, command, listener, name, processes, udp_sockets
+from kilo.holders import Listener, UdpSocket, command, listener, name, processes, tcp_listeners, udp_sockets
 
 
 def test_a_udp_port_leads_to_the_process_that_has_it() -> None:
@@ -26,6 +26,15 @@ def test_a_udp_port_leads_to_the_process_that_has_it() -> None:
         assert list(processes(inodes, work=-1.0)) == list(processes(inodes, patience=-1.0)) == []
         assert list(processes({1})) == []
     assert not list(udp_sockets(port))
+
+
+def test_tcp_listener_is_found_and_a_connection_is_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert tcp_listeners(port) == {os.fstat(server.fileno()).st_ino}
+            assert tcp_listeners(client.getsockname()[1]) == set()
+    assert tcp_listeners(port) == set()
 
 
 def test_what_a_process_is_called() -> None:

@@ -14,14 +14,14 @@ import os
 import re
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from itertools import islice
 from typing import Literal
 
 from kilo.errors import KiloError, TemporaryError
 from kilo.netctl.firewall import xtables
 from kilo.netctl.firewall.backend import SetId
-from kilo.netctl.netlink.socket import NETLINK_NETFILTER
+from kilo.netctl.netlink.socket import NETLINK_NETFILTER, KernelError, Netlink
 
 MAX_MEMBERS = 1 << 20
 """Of one set. No memory is set aside for it."""
@@ -32,21 +32,19 @@ OF_NFT = re.compile(r"kilo-nft-[a-z-]+-v[46]")
 
 _SUBSYSTEM, _PROTOCOL = 6 << 8, 6
 _CREATE, _DESTROY, _LIST, _ADD, _DELETE, _TYPE = 2, 3, 7, 9, 10, 13
-_REQUEST, _ACK, _DUMP = 1, 4, 0x300
-_ERROR, _DONE = 2, 3
 _A_PROTOCOL, _A_NAME, _A_TYPE, _A_REVISION, _A_FAMILY, _A_FLAGS, _A_DATA, _A_MANY, _A_LINE = range(1, 10)
 _IP, _CIDR, _MEMBER_FLAGS, _MAXELEM = 1, 3, 8, 19
 _NESTED, _NETWORK_ORDER, _KIND = 0x8000, 0x4000, 0x3FFF
 _NAMES_ONLY = 2
 _TYPE_NAME = "hash:net"
 _BATCH = 1000
-_RECEIVE = 1 << 16
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
-_HEADER = struct.Struct("=IHHIIBBH")
+_HEADER = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
 _NO_TYPE, _OTHER_TYPE = 4098, 4103
 REFERRED = 4100
+_NO_NETFILTER = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
 _NO_IPSET = (errno.EINVAL, errno.EOPNOTSUPP)
 _PRIVATE = {
     4097: "protocol error",
@@ -91,21 +89,23 @@ def in_kernel(members: Set[bytes]) -> Set[bytes]:
 class Ipset:
     """One netlink socket, to be closed. A member is an address in network order and a byte of length.
 
-    Methods raise IpsetError where the kernel refuses.
+    Methods raise IpsetError where the kernel refuses, TemporaryError where its answer is lost.
     """
 
-    def __init__(self) -> None:
-        """Raises IpsetMissing if the kernel does not know the protocol."""
+    def __init__(self, opened: Callable[[int], Netlink] = Netlink) -> None:
+        """Raises IpsetMissing if the kernel does not know the protocol, else TemporaryError."""
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-        except OSError as e:
-            raise IpsetMissing(f"no netfilter netlink: {e.strerror}") from e
+            self._netlink = opened(NETLINK_NETFILTER)
+        except TemporaryError as e:
+            if getattr(e.__cause__, "errno", 0) in _NO_NETFILTER:
+                raise IpsetMissing(f"no netfilter: {e}") from e
+            raise  # a lack of descriptors or memory passes
 
     def __enter__(self) -> Ipset:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._socket.close()
+        self._netlink.close()
 
     def check(self) -> None:
         """Raises IpsetMissing if the kernel cannot hold our sets, and could not load what it lacks."""
@@ -186,35 +186,19 @@ class Ipset:
             self._call(command, start + _attribute(_A_MANY | _NESTED, batch), name)
 
     def _call(self, command: int, body: bytes, what: str) -> None:
-        for _ in self._exchange(command, _REQUEST | _ACK, body, what):
-            pass
+        try:
+            self._netlink.ask(_SUBSYSTEM | command, _START + body)
+        except KernelError as e:
+            raise IpsetError(what, e.errno) from e
 
     def _dump(self, body: bytes, what: str) -> Iterator[bytes]:
-        return self._exchange(_LIST, _REQUEST | _DUMP, body, what)
-
-    def _exchange(self, command: int, flags: int, body: bytes, what: str) -> Iterator[bytes]:
-        """Send a request; the attributes of each answer, until the kernel says that it is done."""
-        body = _byte(_A_PROTOCOL, _PROTOCOL) + body
-        length = _HEADER.size + len(body)
-        family = socket.AF_INET
+        """The attributes of each answer."""
         try:
-            self._socket.send(_HEADER.pack(length, _SUBSYSTEM | command, flags, 1, 0, family, 0, 0) + body)
-            while True:
-                answer = self._socket.recv(_RECEIVE)
-                at = 0
-                while at < len(answer):
-                    size, kind = struct.unpack_from("=IH", answer, at)
-                    if kind == _DONE:
-                        return
-                    if kind == _ERROR:
-                        (code,) = struct.unpack_from("=i", answer, at + 16)
-                        if code:
-                            raise IpsetError(what, -code)
-                        return
-                    yield answer[at + _HEADER.size : at + size]
-                    at += (size + 3) & ~3
-        except OSError as e:
-            raise IpsetError(what, e.errno or errno.EIO) from e
+            messages = self._netlink.dump(_SUBSYSTEM | _LIST, _START + body)
+        except KernelError as e:
+            raise IpsetError(what, e.errno) from e
+        for message in messages:
+            yield message.data[message.start + _HEADER.size : message.end]
 
 
 def _attribute(kind: int, value: bytes) -> bytes:
@@ -237,6 +221,10 @@ def _attributes(block: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & _KIND, block[at + 4 : at + size]
         at += (size + 3) & ~3
+
+
+_START = _HEADER.pack(socket.AF_INET, 0, 0) + _byte(_A_PROTOCOL, _PROTOCOL)
+"""What each request begins with."""
 
 
 def _string(value: bytes) -> str:

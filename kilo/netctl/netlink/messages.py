@@ -31,7 +31,9 @@ UNICAST = 1
 
 _IFF_UP = 0x1
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_EXT_MASK = 3, 4, 18, 29
-_IFLA_INFO_KIND = 1
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_UDP_PORT = {"vxlan": 15, "geneve": 5, "bareudp": 1}
+"""Of each kind of tunnel, the attribute that has its UDP port, in network order."""
 _SKIP_STATS = 1 << 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_PROTO = 1, 2, 11
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
@@ -131,6 +133,16 @@ def parse_link(message: Message) -> LinkInfo | None:
         kind=as_text(parse(info, 0, len(info)).get(_IFLA_INFO_KIND, b"")),
         up=bool(flags & _IFF_UP),
     )
+
+
+def tunnel_port(message: Message) -> int:
+    """The UDP port at which an interface of RTM_NEWLINK listens, 0 if it is no tunnel over UDP."""
+    found = parse(message.data, message.start + _LINK.size, message.end)
+    info = found.get(_IFLA_LINKINFO, b"")
+    described = parse(info, 0, len(info))
+    data = described.get(_IFLA_INFO_DATA, b"")
+    number = _UDP_PORT.get(as_text(described.get(_IFLA_INFO_KIND, b"")), 0)
+    return int.from_bytes(parse(data, 0, len(data)).get(number, b""), "big")
 
 
 def sets_up(body: bytes) -> bool:

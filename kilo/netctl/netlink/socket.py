@@ -47,6 +47,7 @@ _BUFFER = 1 << 20
 EVENT_BUFFER = 8 << 20
 _READ = 1 << 16
 _DUMP_TRIES = 5
+_CUT_OFF = "netlink: a message of the kernel's is cut off"
 _TIMEOUT = 2.0
 
 
@@ -183,12 +184,14 @@ class Netlink:
     def _send(self, data: bytes) -> None:
         try:
             self._socket.send(data)
+        except TimeoutError as e:
+            raise TemporaryError("netlink: the kernel accepts no request") from e
         except OSError as e:
             raise TemporaryError(f"netlink: {e.strerror}") from e
 
     def _receive(self) -> bytes:
         try:
-            return self._socket.recv(_READ)
+            return receive(self._socket, _READ)
         except TimeoutError as e:
             raise TemporaryError("netlink: the kernel does not answer") from e
         except OSError as e:
@@ -221,17 +224,20 @@ class Events:
         messages: list[Message] = []
         while len(messages) < limit:
             try:
-                data = self._socket.recv(_READ)
+                data = receive(self._socket, _READ)
             except BlockingIOError:
                 break
             except OSError as e:
-                if e.errno == errno.ENOBUFS:
+                if e.errno in (errno.ENOBUFS, errno.EMSGSIZE):
                     self._discard()
                     raise EventsLost from e
                 raise TemporaryError(f"netlink events: {e.strerror}") from e
-            messages += [
-                Message(kind, flags, port, data, s, e) for kind, flags, _, port, _, s, e in split(data)
-            ]
+            try:
+                parts = list(split(data))
+            except TemporaryError as e:
+                self._discard()
+                raise EventsLost from e
+            messages += [Message(kind, flags, port, data, s, e) for kind, flags, _, port, _, s, e in parts]
         return messages
 
     def _discard(self) -> None:
@@ -253,19 +259,38 @@ def question(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
     return _HEADER.pack(HEADER + len(body), kind, NLM_F_REQUEST | flags, sequence, 0) + body
 
 
+def receive(sock: socket.socket, size: int) -> bytes:
+    """The next datagram. Raises OSError; EMSGSIZE if it has more than ``size`` bytes.
+
+    What is cut off is lost: the rest would pass for the whole.
+    """
+    data, _, flags, _ = sock.recvmsg(size)
+    if flags & socket.MSG_TRUNC:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    return data
+
+
 def split(data: bytes) -> Iterator[tuple[int, int, int, int, bytes, int, int]]:
-    """The messages of one datagram: type, flags, sequence, port, the datagram, body's start and end."""
+    """The messages of one datagram: type, flags, sequence, port, the datagram, body's start and end.
+
+    Raises TemporaryError where one is not whole.
+    """
     offset, size = 0, len(data)
-    while offset + HEADER <= size:
+    while offset < size:
+        if offset + HEADER > size:
+            raise TemporaryError(_CUT_OFF)
         length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
         if length < HEADER or offset + length > size:
-            return
+            raise TemporaryError(_CUT_OFF)
         yield kind, flags, sequence, port, data, offset + HEADER, offset + length
         offset += length + 3 & ~3
 
 
 def read_part(data: bytes, sequence: int) -> Part:
-    """What a datagram has of the answer to request ``sequence``. Raises KernelError if it was refused."""
+    """What a datagram has of the answer to request ``sequence``.
+
+    Raises KernelError if it was refused, or a listing could not be completed.
+    """
     messages: list[Message] = []
     consistent = True
     for kind, flags, answers, port, _, start, end in split(data):
@@ -276,6 +301,10 @@ def read_part(data: bytes, sequence: int) -> Part:
             refusal = read_error(flags, data, start, end)
             if refusal is not None:
                 raise refusal
+        if kind == _NLMSG_DONE and end - start >= _ERROR.size:
+            (number,) = _ERROR.unpack_from(data, start)
+            if number < 0:  # the listing ends early: a part of it would pass for the whole
+                raise KernelError(-number)
         if kind in (_NLMSG_DONE, _NLMSG_ERROR):
             return Part(messages, True, consistent)
         messages.append(Message(kind, flags, port, data, start, end))

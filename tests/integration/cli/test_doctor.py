@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -217,7 +218,53 @@ def test_who_has_the_port(tmp_path: Path) -> None:
     )
     verdict, said, _ = found["port"]
     assert verdict == "fail"
-    assert "UDP port 51820 is taken by python" in said and "(pid " in said
+    assert "UDP port 51820 is taken by pid " in said and "python" in said
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_port_of_a_wireguard_interface_is_ok_only_if_it_is_the_agents(tmp_path: Path, own: bool) -> None:
+    name = f"kgd{os.getpid() % 1000000}"
+    served = Path(f"/run/wireguard/{name}.sock")
+    made = f"wireguard-go {name} >/dev/null 2>&1 && wg set {name} listen-port 51820 && ip link set {name} up"
+    bound = "until ss -lun | grep -q :51820; do sleep 0.05; done"
+    flag = f"--interface={name}" if own else "--interface=kilo1"
+    try:
+        found = doctor(tmp_path, flag, before=f'{made}; trap "ip link del {name}" EXIT; {bound}')
+    finally:
+        served.unlink(missing_ok=True)
+    verdict, said, mend = found["port"]
+    if own:
+        assert (verdict, said) == ("ok", f"{name} has UDP port 51820")
+    else:
+        assert verdict == "fail"
+        assert f"UDP port 51820 is taken by the WireGuard interface {name} of pid " in said
+        assert f"ip link delete {name}" in mend
+
+
+def test_listen_port_of_another_program_is_named(tmp_path: Path) -> None:
+    listen = "import socket, time; s = socket.create_server(('', 1107)); time.sleep(30)"
+    bound = "until ss -ltn | grep -q :1107; do sleep 0.05; done"
+    before = f'ip link set lo up; "{sys.executable}" -c "{listen}" & trap "kill $!" EXIT; {bound}'
+    verdict, said, mend = doctor(tmp_path, before=before)["listen"]
+    assert verdict == "fail"
+    assert "TCP port 1107 is taken by pid " in said and "python" in said
+    assert "--listen" in mend
+    assert doctor(tmp_path)["listen"][:2] == ("ok", "TCP port 1107 is free")
+
+
+def test_listen_port_of_the_agent_is_ok(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kilo.doctor.host.command", lambda pid: "kg-health")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        finding = host.listen(Config(listen=("", port)))
+    assert (finding.verdict, finding.found) == ("ok", f"the agent has TCP port {port}")
+
+
+def test_port_of_a_tunnel_of_the_kernels_is_named(tmp_path: Path) -> None:
+    made = "ip link set lo up; ip link add vx0 type vxlan id 7 dstport 51820 dev lo && ip link set vx0 up"
+    verdict, said, mend = doctor(tmp_path, before=made)["port"]
+    assert (verdict, said) == ("fail", "UDP port 51820 is taken by the vxlan interface vx0")
+    assert "--port" in mend
 
 
 def test_what_the_runtime_takes_first(tmp_path: Path, cni: Path) -> None:

@@ -385,6 +385,21 @@ def test_a_node_that_leads_no_more(box: Box) -> None:
     assert not [line for line in wall if "firewall" in line and not line.startswith("-")]
 
 
+def test_another_interface_takes_the_place_of_the_one_before(box: Box) -> None:
+    applied(box, PLAN_3, firewall="nftables")
+    old, new = box.host.interface, f"{box.host.interface}b"
+    box.plan(PLAN_3)
+    done = unchanged(box, f"--interface={new}", "--firewall=nftables")
+    assert done.status == 1 and "taken" not in done.said
+    assert f"~ link {old}: up -> down" in done.lines
+    assert f"- address 10.4.0.1/16 dev {old}" in done.lines
+    assert f"+ address 10.4.0.1/16 dev {new}" in done.lines
+    assert [line for line in done.lines if line.startswith(f"+ link {new}")]
+    (moved,) = [line for line in done.lines if line.startswith("~ route 10.64.1.0/24: ")]
+    before, _, after = moved.partition(" -> ")
+    assert f"dev {old} " in before and f"dev {new} " in after
+
+
 def test_what_would_be_left_undone_is_a_note(box: Box) -> None:
     """A route over the way to its own peer; an item that is refused; a plan that is none."""
     over = PlannedPeer(key(1), ("198.51.100.0/24",), "198.51.100.2", 51820)

@@ -166,6 +166,18 @@ def test_an_interface_of_another_kind_is_left_alone(host: Host, box: Box) -> Non
     assert ",UP" in link(host)
 
 
+def test_a_name_that_is_an_alternative_one_of_another_interface_names_that(host: Host, box: Box) -> None:
+    """It is in no list of names, and the kernel makes no second interface of that name."""
+    ip("link add br0 type bridge")
+    ip(f"link property add dev br0 altname {host.interface}")
+    (error,) = box.step()
+    assert f"{host.interface}: this is an alternative name of br0" in error
+    assert f"ip link property del dev br0 altname {host.interface}" in error
+    ip(f"link property del dev br0 altname {host.interface}")
+    box.now += 1
+    box.settle()
+
+
 def test_a_tun_device_that_nobody_serves_is_left_alone(host: Host, box: Box) -> None:
     ip(f"tuntap add {host.interface} mode tun")
     (error,) = box.step()
@@ -298,6 +310,23 @@ def test_a_port_that_is_taken_at_the_start(host: Host, box: Box) -> None:
         assert ",UP" not in link(host), "up only once it has its port"
     assert box.step() == []
     assert ",UP" in link(host) and box.interface.state.listen_port == 51820
+
+
+def test_a_port_of_an_interface_that_an_earlier_run_left_names_it(host: Host, box: Box) -> None:
+    left = f"{host.interface}b"
+    subprocess.run(["wireguard-go", left], check=True, capture_output=True)
+    subprocess.run(["wg", "set", left, "listen-port", "51820"], check=True)
+    ip(f"link set {left} up")
+    eventually(lambda: not ports.is_unheard_of(51820), what="the other has the port")
+    box.settle()
+    box.plan(interface())
+    (error,) = box.step()
+    assert f"UDP port 51820 is taken by the WireGuard interface {left} of pid " in error
+    assert "(EADDRINUSE)" in error and f"ip link delete {left}" in error
+    ip(f"link del {left}")
+    eventually(lambda: ports.is_unheard_of(51820), what="the port is free")
+    assert box.step() == []
+    assert box.interface.state.listen_port == 51820 and ",UP" in link(host)
 
 
 def test_a_port_that_the_link_finds_taken_when_it_goes_up(host: Host, box: Box) -> None:

@@ -9,20 +9,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from kilo.errors import ProtocolError
+from kilo.errors import ProtocolError, TemporaryError
 from kilo.netctl.netlink import messages as m
+from kilo.netctl.netlink import socket as netlink_socket
 from kilo.netctl.netlink.attributes import attribute, nested, pack_ip, parse, text, u32, walk
+from kilo.netctl.netlink.listing import Listing
 from kilo.netctl.netlink.socket import (
+    NETLINK_NETFILTER,
     NETLINK_ROUTE,
     NLM_F_CREATE,
     NLM_F_EXCL,
     Events,
     EventsLost,
     KernelError,
+    Message,
     Netlink,
     Request,
 )
 from tests.integration.netctl.hosts import Host, ip, lines
+from tests.unit.netctl.stub_kernel import DONE, INTERRUPTED, MULTI, Far, done, message, refusal, wired
 
 
 @pytest.fixture
@@ -72,6 +77,123 @@ def test_a_listing_longer_than_one_datagram(netlink: Netlink) -> None:
     found = [m.parse_route(x) for x in netlink.dump(m.RTM_GETROUTE, m.list_routes(2, 171))]
     assert found == [blackhole(n) for n in range(3000)]
     assert netlink.dump(m.RTM_GETROUTE, m.list_routes(2, 172)) == []
+
+
+def test_dump_that_was_interrupted_is_repeated() -> None:
+    with wired(Netlink) as (netlink, far):
+        far.answers(message(16, 1, b"old", INTERRUPTED | MULTI), done(1))
+        far.answers(message(16, 2, b"half"), done(2, flags=INTERRUPTED | MULTI))
+        far.answers(message(16, 3, b"new"), done(3))
+        (found,) = netlink.dump(18, b"")
+        assert found.data[found.start : found.end] == b"new"
+        assert [sequence for _, _, sequence in far.asked()] == [1, 2, 3]
+
+
+def test_dump_that_is_always_interrupted_ends_after_some_tries() -> None:
+    with wired(Netlink) as (netlink, far):
+        for sequence in range(1, 20):
+            far.answers(done(sequence, flags=INTERRUPTED | MULTI))
+        with pytest.raises(TemporaryError, match="change faster than they can be read"):
+            netlink.dump(18, b"")
+        assert len(far.asked()) == 5
+
+
+@pytest.mark.parametrize("error", [errno.ENOMEM, errno.EMSGSIZE])
+def test_dump_that_the_kernel_could_not_complete_is_an_error(error: int) -> None:
+    """The error is in what ends the listing; what came before is only a part."""
+    with wired(Netlink) as (netlink, far):
+        far.answers(message(16, 1, b"a part"), done(1, error))
+        with pytest.raises(KernelError) as caught:
+            netlink.dump(18, b"")
+        assert caught.value.errno == error
+
+
+def test_end_of_a_dump_without_a_body_is_no_error() -> None:
+    with wired(Netlink) as (netlink, far):
+        far.answers(message(DONE, 1))
+        assert netlink.dump(18, b"") == []
+
+
+def test_answers_to_earlier_questions_are_passed_over() -> None:
+    with wired(Netlink) as (netlink, far):
+        far.answers(
+            refusal(7, errno.EPERM), done(0), message(16, 9, b"late"), message(16, 1, b"own"), done(1)
+        )
+        (found,) = netlink.dump(18, b"")
+        assert found.data[found.start : found.end] == b"own"
+
+
+def test_datagram_longer_than_the_buffer_is_an_error() -> None:
+    """A part of a listing would pass for all of it."""
+    many = b"".join(message(16, 1, bytes(1000)) for _ in range(70))
+    with wired(Netlink) as (netlink, far):
+        far.answers(many, done(1))
+        with pytest.raises(TemporaryError, match="Message too long"):
+            netlink.dump(18, b"")
+
+
+@pytest.mark.parametrize("cut", [1, 8, 17])
+def test_message_that_is_cut_off_is_an_error(cut: int) -> None:
+    with wired(Netlink) as (netlink, far):
+        far.answers(message(16, 1, b"whole") + message(16, 1, b"cut!")[:-cut], done(1))
+        with pytest.raises(TemporaryError, match="cut off"):
+            netlink.dump(18, b"")
+
+
+def test_kernel_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netlink_socket, "_TIMEOUT", 0.01)
+    with wired(Netlink) as (netlink, _):
+        for ask in (
+            lambda: netlink.dump(18, b""),
+            lambda: netlink.ask(18, b""),
+            lambda: netlink.change([Request(16, 0, b"")]),
+        ):
+            with pytest.raises(TemporaryError, match="does not answer"):
+                ask()
+
+
+def listing(far: Far) -> Listing:
+    made = Listing(NETLINK_NETFILTER, 1 << 8 | 1, bytes(4))
+    real, made._socket = made._socket, far.near
+    far.near.setblocking(False)
+    real.close()
+    return made
+
+
+def test_listing_that_the_kernel_could_not_complete_is_an_error() -> None:
+    with contextlib.closing(Far()) as far, contextlib.closing(listing(far)) as parts:
+        far.answers(message(256, 1, bytes(8)))
+        assert len(parts.read()[0]) == 1
+        far.answers(done(1, errno.ENOMEM))
+        with pytest.raises(KernelError, match="ENOMEM"):
+            parts.read()
+
+
+def test_listing_with_a_datagram_that_does_not_fit_is_an_error() -> None:
+    with contextlib.closing(Far()) as far, contextlib.closing(listing(far)) as parts:
+        far.answers(b"".join(message(256, 1, bytes(1000)) for _ in range(40)))
+        with pytest.raises(TemporaryError, match="Message too long"):
+            parts.read()
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [b"".join(message(24, 0, bytes(1000)) for _ in range(70)), message(24, 0, bytes(12))[:-4]],
+    ids=["too long", "cut off"],
+)
+def test_event_that_is_not_whole_counts_as_lost(damaged: bytes) -> None:
+    with (
+        contextlib.closing(Far()) as far,
+        contextlib.closing(Events(NETLINK_ROUTE, m.GROUPS_ROUTE)) as events,
+    ):
+        real, events._socket = events._socket, far.near
+        real.close()
+        far.near.setblocking(False)
+        far.answers(damaged, message(24, 0, bytes(12)))
+        with pytest.raises(EventsLost):
+            events.read(10)
+        far.answers(message(25, 0, bytes(12)))
+        assert [event.kind for event in events.read(10)] == [25]
 
 
 def test_events_arrive_and_lost_ones_are_noticed(netlink: Netlink) -> None:
@@ -155,6 +277,25 @@ def test_messages_mean_the_same_to_pyroute2() -> None:
     address = decoded(ifaddrmsg, m.pack_address(m.AddressInfo(5, "fd04::1/64", 171)))
     assert (address["prefixlen"], address["index"]) == (64, 5)  # type: ignore[index]
     assert dict(address["attrs"])["IFA_LOCAL"] == "fd04::1"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("kind", "number"), [("vxlan", 15), ("geneve", 5), ("bareudp", 1)])
+def test_tunnel_port_is_read_as_pyroute2_writes_it(kind: str, number: int) -> None:
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+    message = ifinfmsg()
+    names = {"vxlan": "IFLA_VXLAN_PORT", "geneve": "IFLA_GENEVE_PORT"}
+    if kind in names:
+        data = {"attrs": [(names[kind], 51820)]}
+        described = [("IFLA_INFO_KIND", kind), ("IFLA_INFO_DATA", data)]
+        message["attrs"] = [("IFLA_LINKINFO", {"attrs": described})]
+        message.encode()
+        body = bytes(message.data)[16:]
+    else:  # pyroute2 does not know this kind
+        port = attribute(number, (51820).to_bytes(2, "big"))
+        body = m.pack_link() + nested(18, attribute(1, kind.encode()), nested(2, port))
+    assert m.tunnel_port(Message(m.RTM_NEWLINK, 0, 0, body, 0, len(body))) == 51820
+    assert m.tunnel_port(Message(m.RTM_NEWLINK, 0, 0, m.pack_link(kind=kind), 0, len(m.pack_link()))) == 0
 
 
 def test_attributes_of_any_length_are_walked() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from kilo.errors import TemporaryError
 from kilo.log import Logger
-from kilo.netctl.sole import Claim
+from kilo.netctl.sole import Claim, claimant, is_claimed
 from tests.clock import Given, bound
 from tests.feeding import eventually, running
 from tests.integration.netctl.hosts import Host
@@ -43,6 +43,27 @@ def test_there_is_one_and_the_other_is_told_who(host: Host) -> None:
     Claim("kilo1", LOG).close()
     first.close()
     Claim("kilo0", LOG).close()
+
+
+def test_claim_is_seen_in_its_namespace_while_it_is_held(host: Host) -> None:
+    assert not is_claimed("kilo0") and claimant("kilo0") is None
+    with contextlib.closing(Claim("kilo0", LOG)):
+        assert is_claimed("kilo0") and not is_claimed("kilo") and not is_claimed("kilo00")
+        found = claimant("kilo0")
+        assert found is not None and found.pid == os.getpid()
+        with contextlib.ExitStack() as callers:
+            for _ in range(40):  # more than it lets wait: it cannot be asked any more
+                caller = callers.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                caller.setblocking(False)
+                with contextlib.suppress(OSError):
+                    caller.connect("\0kilo/netctl/kilo0")
+            assert is_claimed("kilo0")
+        other = Host()
+        try:
+            assert not is_claimed("kilo0")
+        finally:
+            other.close()
+    assert not is_claimed("kilo0")
 
 
 def test_another_network_namespace_is_another_matter(host: Host) -> None:

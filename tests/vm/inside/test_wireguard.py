@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kilo.config import Config
+from kilo.doctor.host import port
 from kilo.model.keys import PresharedKey
 from kilo.model.plan import PlanItem, PlannedPeer
 from kilo.netctl.key import PrivateKey
@@ -26,6 +28,7 @@ from tests.lab.ping import open_socket, reachable
 from tests.lab.underlay import connect
 from tests.unit.netctl.plans import interface as planned_interface
 from tests.unit.netctl.plans import key, node
+from tests.unit.netctl.test_earlier import Left
 
 MANY = 2000
 
@@ -169,6 +172,49 @@ def test_a_port_that_is_taken_is_named_and_had_once_it_is_free(host: Host, box: 
     assert box.step() == []
     assert ",UP" in lines(f"-o link show {host.interface}")[0]
     assert wg("show", host.interface, "listen-port").strip() == "51901"
+
+
+def test_a_port_of_an_interface_that_an_earlier_run_left_names_it(host: Host, box: Box) -> None:
+    """The kernel's device has no process: each one is asked for its port."""
+    left = f"{host.interface}b"
+    ip(f"link add {left} type wireguard")
+    wg("set", left, "listen-port", "51820")
+    ip(f"link set {left} up")
+    box.plan(planned_interface())
+    (error,) = box.step()
+    assert f"UDP port 51820 is taken by the WireGuard interface {left} (EADDRINUSE)" in error
+    assert f"ip link delete {left}" in error
+    finding = port(Config(interface=host.interface))
+    assert (finding.verdict, left in finding.found, left in finding.mend) == ("fail", True, True)
+    ip(f"link del {left}")
+    assert box.step() == []
+    assert ",UP" in lines(f"-o link show {host.interface}")[0]
+    finding = port(Config(interface=host.interface))
+    assert (finding.verdict, finding.found) == ("ok", f"{host.interface} has UDP port 51820")
+
+
+class KernelLeft(Left):
+    """An interface of the kernel's that an earlier run left."""
+
+    def create(self, name: str) -> None:
+        ip(f"link add {name} type wireguard")
+
+
+def test_an_interface_that_is_proven_ours_gives_up_its_port(host: Host, box: Box, tmp_path: Path) -> None:
+    left = KernelLeft(host, tmp_path)
+    left.make()
+    left.mark()
+    wg("set", left.name, "peer", key(1), "allowed-ips", "10.2.1.0/24")
+    box.plan(planned_interface())
+    (error,) = box.step()
+    assert f"taken by the WireGuard interface {left.name} " in error
+    assert left.step() == []
+    assert not left.is_up() and left.netlink.sent == 2, "down, and the address"
+    with contextlib.closing(Kernel(left.name)) as opened:
+        assert not opened.read().peers
+    assert box.step() == []
+    assert ",UP" in lines(f"-o link show {host.interface}")[0]
+    left.netlink.close()
 
 
 def test_an_interface_that_is_gone_is_an_error_of_the_device(device: Kernel, interface: str) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from kilo.log import Logger
 from kilo.netctl import conntrack
+from kilo.netctl.netlink.listing import Listing
+from kilo.netctl.netlink.socket import Message
 from tests.integration.netctl.capability import without_net_admin
 from tests.integration.netctl.conntrack.watched import FRIENDS, FROM_PODS, Stream, Watched
 from tests.integration.netctl.firewall.hosts import HOST, KNOWN, STRANGER, Hosts, entries, policy
@@ -53,3 +55,28 @@ def test_what_the_kernel_refuses_is_told_once_and_costs_nothing_else(wired: Host
         os.close(write)
         with open(read) as lines:
             assert lines.read().count("flows may keep to their old way") == 1
+
+
+@pytest.mark.parametrize("interrupted", [1, 1000])
+def test_listing_that_was_interrupted_is_made_again_a_few_times(
+    wired: Hosts, watched: Watched, monkeypatch: pytest.MonkeyPatch, interrupted: int
+) -> None:
+    """An entry that is missing from it would keep to its old way."""
+    made: list[int] = []
+
+    class Interrupted(Listing):
+        def read(self) -> tuple[list[Message], bool]:
+            messages, last = super().read()
+            if not made:
+                messages = []
+            if last:
+                made.append(len(made))
+                self.consistent = len(made) > interrupted
+            return messages, last
+
+    watched.plan(policy(), *FROM_PODS)
+    with Stream(wired, KNOWN) as stream:
+        stream.seen()
+        monkeypatch.setattr(conntrack, "Listing", Interrupted)
+        assert watched.plan(*FRIENDS) == 1
+        assert len(made) == (2 if interrupted == 1 else conntrack.LISTING_TRIES)

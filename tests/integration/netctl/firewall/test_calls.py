@@ -88,6 +88,7 @@ print(sorted(o.key for o in outcomes if "v6" in o.key), len(outcomes))
 _TRACED = "trace=setsockopt,sendto,sendmsg,execve,clone,clone3,fork,vfork,write"
 _TYPES = {"0x607": "LIST", "0x609": "ADD", "0x60a": "DEL", "0x603": "DESTROY"}
 """strace gives a message's type as a number or in words, as it happens to know the socket."""
+_OF_A_NEW_SOCKET = re.compile(r"setsockopt\(\d+, SOL_(NETLINK|SOCKET)\b")
 _MESSAGE = re.compile(r"(?:nlmsg_type=|NFT_MSG_|_CMD_|SO_SET_|NFNL_MSG_)(?!NFNL)(\w+)")
 
 
@@ -118,7 +119,7 @@ def phases(host: Namespace, tmp_path: Path, kind: Kind, nodes: int) -> dict[str,
     for line in trace.read_text().splitlines():
         if found := re.search(r'write\(2, "(\w+)"', line):
             result[found[1]] = []
-        elif result:
+        elif result and not _OF_A_NEW_SOCKET.search(line):
             calls = _MESSAGE.findall(line) or re.findall(r"^\S+ +(\w+)\(", line)
             result[list(result)[-1]] += [_TYPES.get(call, call) for call in calls]
     return result

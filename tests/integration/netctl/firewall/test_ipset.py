@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
 
+from kilo.errors import TemporaryError
 from kilo.netctl.firewall.backend import FILL_ORDER, member_of
-from kilo.netctl.firewall.ipset import Ipset, IpsetError, in_kernel, name_of
+from kilo.netctl.firewall.ipset import Ipset, IpsetError, IpsetMissing, in_kernel, name_of
+from kilo.netctl.netlink import socket as netlink_socket
+from kilo.netctl.netlink.attributes import text
+from kilo.netctl.netlink.socket import NETLINK_NETFILTER, Netlink
 from tests.integration.netctl.firewall.hosts import Namespace
+from tests.unit.netctl.stub_kernel import INTERRUPTED, MULTI, Far, done, message, refusal, wired
 
 T = TypeVar("T")
 NAME, NAME6 = "kilo-no-masquerade-to-v4", "kilo-no-masquerade-to-v6"
@@ -112,6 +119,81 @@ def test_what_the_kernel_refuses_is_an_error_in_words(namespace: Namespace) -> N
     namespace.run("iptables-legacy", "-A", "INPUT", "-m", "set", "--match-set", NAME, "src")
     with pytest.raises(IpsetError, match=f"{NAME}: rules still refer to it"):
         asked(namespace, lambda i: i.destroy(NAME))
+
+
+LIST = 6 << 8 | 7
+FAMILY = bytes((2, 0, 0, 0))
+
+
+def stubbed(*answers: bytes) -> contextlib.AbstractContextManager[tuple[Ipset, Far]]:
+    """Ipset on a kernel that gives these answers."""
+
+    @contextlib.contextmanager
+    def made() -> Iterator[tuple[Ipset, Far]]:
+        with wired(lambda: Netlink(NETLINK_NETFILTER)) as (netlink, far):
+            far.answers(*answers)
+            yield Ipset(lambda _: netlink), far
+
+    return made()
+
+
+def named(sequence: int, *names: str, flags: int = MULTI) -> bytes:
+    """The kernel's answers about sets of these names."""
+    return b"".join(message(LIST, sequence, FAMILY + text(2, name), flags) for name in names)
+
+
+def test_dump_of_sets_that_was_interrupted_is_repeated() -> None:
+    """What changes meanwhile can be missing, and a set that is missing would be made and filled again."""
+    first = named(1, NAME, flags=MULTI | INTERRUPTED)
+    with stubbed(first, done(1), named(2, NAME, NAME6), done(2)) as (ipset, far):
+        assert ipset.names() == [NAME, NAME6]
+        assert [sequence for _, _, sequence in far.asked()] == [1, 2]
+
+
+def test_dump_of_sets_that_the_kernel_could_not_complete_is_an_error() -> None:
+    with (
+        stubbed(named(1, NAME), done(1, errno.ENOMEM)) as (ipset, _),
+        pytest.raises(IpsetError, match="listing sets: Cannot allocate memory"),
+    ):
+        ipset.names()
+
+
+def test_answer_to_an_earlier_question_is_passed_over() -> None:
+    """A set that is not there is refused twice: by ipset, and by netlink."""
+    twice = (refusal(1, errno.ENOENT), refusal(1, errno.ENOENT))
+    with stubbed(*twice, refusal(2, 0)) as (ipset, _):
+        with pytest.raises(IpsetError, match="No such file"):
+            ipset.members(NAME)
+        ipset.create(NAME, 4)
+
+
+def test_kernel_that_does_not_answer_about_sets_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netlink_socket, "_TIMEOUT", 0.01)
+    with stubbed() as (ipset, _):
+        questions: list[Callable[[], object]] = [
+            ipset.names,
+            ipset.check,
+            lambda: ipset.members(NAME),
+            lambda: ipset.create(NAME, 4),
+            lambda: ipset.add(NAME, members("10.0.0.0/8")),
+            lambda: ipset.destroy(NAME),
+        ]
+        for question in questions:
+            with pytest.raises(TemporaryError, match="the kernel does not answer"):
+                question()
+
+
+@pytest.mark.parametrize(
+    ("number", "missing"), [(errno.EPROTONOSUPPORT, True), (errno.EMFILE, False), (errno.ENOBUFS, False)]
+)
+def test_lack_of_descriptors_is_no_lack_of_ipset(number: int, missing: bool) -> None:
+    """Without ipset each address has a rule of its own, until the worker ends."""
+
+    def opened(protocol: int) -> Netlink:
+        raise TemporaryError("netlink socket") from OSError(number, "refused")
+
+    with pytest.raises(IpsetMissing if missing else TemporaryError):
+        Ipset(opened)
 
 
 def test_names_fit_and_say_the_ip_version() -> None:
