@@ -255,7 +255,8 @@ def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem]
 def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanItem]) -> None:
     """Where somebody far away does not get what he claims, pods are masqueraded as everywhere else."""
     wall = firewall(settled.topology, settings)
-    rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules)
+    pods = canonical_network(settled.topology.local.subnet) if settings.cni else ""
+    rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules, pods)
     items[rules.key] = rules
     if settled.gone:
         kept = {*settled.topology.own.allowed_ips, *settings.service_cidrs}

@@ -221,7 +221,7 @@ def test_cilium_announces_its_address() -> None:
 
 
 def test_forwarding_is_for_pods_alone() -> None:
-    assert alone(BARE, iptables_forward_rules=True).items["firewall"] == Firewall(True, True)
+    assert alone(BARE, iptables_forward_rules=True).items["firewall"] == Firewall(True, True, BARE.subnet)
     assert alone(BARE, iptables_forward_rules=True, cni=False).items["firewall"] == Firewall(True, False)
 
 
