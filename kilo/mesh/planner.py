@@ -8,7 +8,7 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -36,7 +36,7 @@ from kilo.model.plan import (
     Tunnel,
 )
 from kilo.model.settings import Settings
-from kilo.model.topology import Segment, TopologyHead, TopologyItem
+from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
 
@@ -104,7 +104,7 @@ def plan(inputs: Inputs) -> Planned:
         items=items,
         announcement=_announcement(topology, settings),
         cni=CniTarget(local.subnet, interface.mtu) if settings.cni else None,
-        view=_view(topology),
+        view=_view(topology, settled.cloned),
         summary=Summary(
             generation=0,
             location=topology.location,
@@ -300,10 +300,16 @@ def _announcement(topology: Topology, settings: Settings) -> Announcement:
     )
 
 
-def _view(topology: Topology) -> dict[str, TopologyItem]:
+def _view(topology: Topology, cloned: Set[str]) -> dict[str, TopologyItem]:
+    """For people. ``cloned``: as in Settled."""
     view: dict[str, TopologyItem] = {
         "head": TopologyHead(topology.hostname, topology.location, topology.leader, topology.subnet)
     }
     view.update((f"segment/{segment.location}", segment) for segment in topology.segments)
     view.update((f"peer/{peer.name}", peer) for peer in peer_views(topology))
+    if cloned:
+        for key, item in view.items():
+            name = key.replace("/", " ", 1) if isinstance(item, PeerView) else key.partition("/")[2]
+            if name in cloned and not isinstance(item, TopologyHead):
+                view[key] = msgspec.structs.replace(item, key_lost=True)
     return view
