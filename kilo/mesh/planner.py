@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect
+from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, private_addresses
 from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
@@ -39,6 +39,7 @@ from kilo.model.settings import Settings
 from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,7 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
         if settings.prioritise_private_addresses and addresses.private:
             address = addresses.private
         if not address:
-            raise CannotPlan(
-                "no address of this host can be its endpoint: none but loopback and link-local ones"
-                " is assigned; the annotation kilo.squat.ai/force-endpoint can name one"
-            )
+            raise CannotPlan(_no_address(host, settings))
         endpoint = Endpoint(ip_of(address), settings.port, ip_of(address))
     internal_ip = node.internal_ip if node.forced_internal_ip else addresses.private
     return msgspec.structs.replace(
@@ -146,6 +144,24 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
         internal_ip="" if node.no_internal_ip else internal_ip,
         cni_compatibility_ip=cilium_address(host) if settings.compatibility == "cilium" else "",
         granularity=settings.mesh_granularity,
+    )
+
+
+def _no_address(host: HostFacts, settings: Settings) -> str:
+    """Why no address of this host can be its endpoint, and what to do."""
+    found = private_addresses(host)
+    if not found:
+        return (
+            "no address of this host can be its endpoint: none but loopback and link-local ones"
+            " is assigned; the annotation kilo.squat.ai/force-endpoint can name one"
+        )
+    shown = ", ".join(found[:_MOST_NAMED]) + (
+        f" and {len(found) - _MOST_NAMED} more" if found[_MOST_NAMED:] else ""
+    )
+    return (
+        f"no address of this host can be its endpoint: it has {shown}, and --internal-cidr="
+        f"{','.join(settings.internal_cidrs)} holds none of them; give a network that holds one, or leave "
+        "the flag out"
     )
 
 

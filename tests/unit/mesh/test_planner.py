@@ -220,6 +220,25 @@ def test_cilium_announces_its_address() -> None:
     assert alone(BARE, host).announcement.cni_compatibility_ip == ""
 
 
+def test_internal_cidr_that_holds_no_address_is_named_with_the_addresses() -> None:
+    host = msgspec.structs.replace(
+        HOST, links=(Link("eth0", 2, 1500, addresses=("10.0.0.1/24", "192.168.7.1/24")),)
+    )
+    with pytest.raises(CannotPlan) as caught:
+        alone(BARE, host, internal_cidrs=("10.9.0.0/16", "172.16.0.0/12"))
+    assert str(caught.value) == (
+        "no address of this host can be its endpoint: it has 10.0.0.1/24, 192.168.7.1/24, and "
+        "--internal-cidr=10.9.0.0/16,172.16.0.0/12 holds none of them; give a network that holds one, "
+        "or leave the flag out"
+    )
+    many = tuple(f"10.0.{n}.1/24" for n in range(9))
+    host = msgspec.structs.replace(HOST, links=(Link("eth0", 2, 1500, addresses=many),))
+    with pytest.raises(
+        CannotPlan, match=r"10\.0\.4\.1/24 and 4 more, and --internal-cidr=10\.9\.0\.0/16 holds"
+    ):
+        alone(BARE, host, internal_cidrs=("10.9.0.0/16",))
+
+
 def test_forwarding_is_for_pods_alone() -> None:
     assert alone(BARE, iptables_forward_rules=True).items["firewall"] == Firewall(True, True, BARE.subnet)
     assert alone(BARE, iptables_forward_rules=True, cni=False).items["firewall"] == Firewall(True, False)
