@@ -150,9 +150,9 @@ def _check_head(document: _Object) -> None:
             f"its name {name!r} is refused by the container runtime, which takes letters, digits, "
             f"_, . and - after a letter or digit: {_NAME_IT}"
         )
-    # libcni and the plugins read a list without a version as one of 0.1.0.
-    version = _decoded(document.get("cniVersion", msgspec.Raw(b'"0.1.0"')))
-    if not isinstance(version, str) or not _is_version(version):
+    version = _decoded(document.get("cniVersion", msgspec.Raw(b'""')))
+    # libcni and the plugins read a list without a version, or with an empty one, as one of 0.1.0.
+    if version != "" and not (isinstance(version, str) and _is_version(version)):
         raise ProtocolError(
             f"its cniVersion {version!r} is none that plugins know: write one of {', '.join(_VERSIONS)}"
         )
