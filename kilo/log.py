@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from kilo.model.text import printable, printable_json
+
 LEVELS = ("all", "debug", "info", "warn", "error", "none")
 LINE = select.PIPE_BUF
 """Bytes: what a pipe takes as a whole or not at all."""
@@ -101,6 +103,7 @@ _standard_error = Output(2)
 
 def complain(text: str) -> None:
     """A line on standard error, if anybody reads there. Raises nothing."""
+    text = "\n".join(map(printable, text.split("\n")))
     if len(text) > LINE - _MARGIN:
         text = _shortened(text, len(text) - LINE + 2 * _MARGIN)
     line = text.encode(errors="replace")[: LINE - 2]
@@ -184,20 +187,27 @@ class Logger:
 def encode(record: dict[str, Any]) -> bytes:
     """A record as a line of less than LINE bytes; texts that are too long lose their middle."""
     try:
-        line = _encoder.encode(record)
+        line = _encode(record)
     except _UNFIT:
         record = {key: value if _fits(value) else ascii(value) for key, value in record.items()}
-        line = _encoder.encode(record)
+        line = _encode(record)
     for _ in range(2 * len(record)):
         excess = len(line) + 2 - LINE
         if excess <= 0:
             break
-        key = max(record, key=lambda k: len(_encoder.encode(record[k])))
+        key = max(record, key=lambda k: len(_encode(record[k])))
         record[key] = _shortened(record[key], excess + _MARGIN)
-        line = _encoder.encode(record)
+        line = _encode(record)
     else:
-        line = _encoder.encode(dict(list(record.items())[:4]))
+        line = _encode(dict(list(record.items())[:4]))
     return line + b"\n"
+
+
+def _encode(value: Any) -> bytes:
+    """As JSON, without a character that a terminal would obey."""
+    line = _encoder.encode(value)
+    # An ASCII line has none but DEL: JSON escapes the others.
+    return line if line.isascii() and b"\x7f" not in line else printable_json(line.decode()).encode()
 
 
 def _fits(value: Any) -> bool:

@@ -22,6 +22,7 @@ from kilo.mesh.planner import Inputs, plan
 from kilo.mesh.topology import CannotPlan
 from kilo.model.host import WorkerState
 from kilo.model.plan import PlanItem
+from kilo.model.text import printable, printable_json
 from kilo.netctl.diff import Found, Rehearsal, may_look
 from kilo.sandbox.profiles import join_groups
 
@@ -59,7 +60,7 @@ def main(request: Request, cluster: Cluster | None) -> int:
 
 
 def _tell(text: str, status: int) -> int:
-    print(f"kg plan: {text}", file=sys.stderr)
+    print(f"kg plan: {printable(text)}", file=sys.stderr)
     return status
 
 
@@ -92,7 +93,7 @@ def planned(cluster: Cluster, config: Config, rehearsal: Rehearsal) -> Mapping[s
         Inputs(local, nodes, cluster.peers, rehearsal.facts(), peers, settings_of(config), None, known)
     )
     for conflict in made.conflicts.values():
-        print(f"kg plan: {conflict}", file=sys.stderr)
+        _tell(conflict, SAME)
     return made.items
 
 
@@ -149,7 +150,7 @@ def _print(found: Found, form: str) -> None:
             "notes": found.notes,
             "unknown": found.unknown,
         }
-        print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+        print(printable_json(msgspec.json.format(msgspec.json.encode(told), indent=2).decode()))
         return
     for sign, kind, what in found.differences:
         print(sign, kind, what)

@@ -12,6 +12,7 @@ from kilo.config import Config
 from kilo.doctor import agent, api, host
 from kilo.doctor.finding import Finding
 from kilo.errors import KiloError
+from kilo.model.text import printable, printable_json
 
 MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL", "unknown": "?   "}
 
@@ -26,7 +27,7 @@ def main(config: Config, output: str, given: Collection[str] = ()) -> int:
         if output == "text":
             print(text_of(finding), flush=True)
     if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print(printable_json(msgspec.json.format(msgspec.json.encode(found), indent=2).decode()))
     return int(any(finding.verdict == "fail" for finding in found))
 
 
@@ -56,5 +57,5 @@ def findings(config: Config, flags: str) -> Iterator[Finding]:
 
 def text_of(finding: Finding) -> str:
     """For a person: a line, and one more that says what to do."""
-    line = f"{MARKS[finding.verdict]}  {finding.check}: {finding.found}"
-    return f"{line}\n      {finding.mend}" if finding.mend else line
+    line = printable(f"{MARKS[finding.verdict]}  {finding.check}: {finding.found}")
+    return f"{line}\n      {printable(finding.mend)}" if finding.mend else line

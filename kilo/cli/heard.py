@@ -15,7 +15,7 @@ from kilo.model.host import Failure, Sandbox, WorkerState
 from kilo.model.node import Endpoint, Problem
 from kilo.model.plan import Summary
 from kilo.model.readiness import APPLIED, PLANNED, SINCE, STALE, WAITING_FOR, WorkerView, not_ready
-from kilo.model.topology import PeerView, Segment
+from kilo.model.topology import Segment, keepers, name_of
 from kilo.sandbox.profiles import join_groups
 from kilo.supervisor.control import Reply, Request, WorkerStatus, ask
 
@@ -264,12 +264,7 @@ class Heard:
 
     def wireguard(self) -> list[WireGuardPeer]:
         """The device's peers: those that were silent for longest come first."""
-        names = {}
-        for item in self._topology.values():
-            if isinstance(item, Segment):
-                names[item.key] = item.hostnames[item.leader]
-            elif isinstance(item, PeerView):
-                names[item.public_key] = item.name
+        names = {key: name_of(item) for key, item in keepers(self._topology.values()).items()}
         return [
             WireGuardPeer(
                 names.get(peer.public_key, ""),

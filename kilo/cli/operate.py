@@ -20,6 +20,7 @@ from kilo.errors import KiloError
 from kilo.holders import listener
 from kilo.log import LEVELS
 from kilo.model.host import WorkerState
+from kilo.model.text import printable, printable_json
 from kilo.sandbox.profiles import join_groups
 from kilo.supervisor.control import RESTART_LIMIT, Reply, Request, ask, has_parent
 
@@ -72,7 +73,7 @@ def _tell(reply: Reply | None) -> int:
     for name, seconds in reply.seconds.items():
         print(f"{name} is ready again after {seconds:.2f} s")
     if reply.error:
-        print(f"kg: {reply.error}", file=sys.stderr)
+        print(f"kg: {printable(reply.error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -126,7 +127,7 @@ def tail(config: Config, words: list[str]) -> int:
                 "upserts": change.upserts,
                 "removals": sorted(change.removals),
             }
-            print(msgspec.json.encode(record, enc_hook=str).decode(), flush=True)
+            print(printable_json(msgspec.json.encode(record, enc_hook=str).decode()), flush=True)
 
         return on_change
 

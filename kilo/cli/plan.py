@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
+
+import msgspec
 
 from kilo import graph
 from kilo.cli.help import of_command
@@ -26,6 +29,7 @@ from kilo.mesh.topology import CannotPlan, Topology, build
 from kilo.mesh.wireguard import conf
 from kilo.model.plan import Route
 from kilo.model.settings import Settings
+from kilo.watcher.translate import MAX_KEEPALIVE
 
 NAMES_TOLD = 30
 NOT_READY = "local node is not ready"
@@ -73,6 +77,12 @@ def _plan(cluster: Cluster, request: Request) -> int:
             interface, key = request.config.interface, request.private_key
             expected["topology"] = describe(topology, settings, interface, key, request.connect)
         print(json.dumps(expected, indent=2, sort_keys=True))
+    elif topology is not None and request.format == "wireguard" and not topology.leader:
+        leads = topology.own.hostnames[topology.own.leader]
+        tell(
+            f"node {settings.hostname} does not lead {topology.location}, and has no WireGuard peers; "
+            f"node {leads} leads it: give --hostname={leads}"
+        )
     elif topology is not None:
         print(_PRINTERS[request.format](topology, settings, request), end="")
     return 0 if topology is not None else 1
@@ -95,10 +105,18 @@ def _why_not(cluster: Cluster, request: Request) -> str:
 
 
 def _print_wireguard(topology: Topology, settings: Settings, request: Request) -> str:
-    text = conf(topology, settings.port, request.private_key)
+    text = conf(_usable(topology), settings.port, request.private_key)
     if request.private_key:
         return text
     return text.replace("[Interface]\n", "[Interface]\n# PrivateKey: give --private-key FILE\n", 1)
+
+
+def _usable(topology: Topology) -> Topology:
+    """With no keepalive for the local node where its own is one that the kernel, and ``wg``, refuse."""
+    local = topology.local
+    if 0 <= local.persistent_keepalive <= MAX_KEEPALIVE:
+        return topology
+    return replace(topology, local=msgspec.structs.replace(local, persistent_keepalive=0))
 
 
 def _print_routes(topology: Topology, settings: Settings, request: Request) -> str:

@@ -17,6 +17,7 @@ from kilo.errors import ProtocolError
 from kilo.model.keys import canonical_key
 from kilo.model.net import canonical_network
 from kilo.model.node import Node, Peer
+from kilo.model.text import printable
 from kilo.watcher.objects import NODE, PEER, PeerObject, decode_node, decode_peer
 from kilo.watcher.translate import (
     FieldProblem,
@@ -124,7 +125,7 @@ class Request:
 
 
 def tell(text: str) -> None:
-    print(f"kg plan: {text}", file=sys.stderr)
+    print(f"kg plan: {printable(text)}", file=sys.stderr)
 
 
 def request_of(argv: Sequence[str]) -> Request:

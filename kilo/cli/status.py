@@ -12,12 +12,16 @@ from kilo.cli.running import as_it_runs
 from kilo.config import Config
 from kilo.model.host import Sandbox
 from kilo.model.node import Problem
+from kilo.model.text import printable, printable_json
 
 HEALTHY, DEGRADED, NOT_RUNNING = 0, 1, 3
 HANDSHAKE_LIMIT = 180
 """Seconds; WireGuard makes a new handshake within them where there is traffic."""
 MOST_NAMED = 100
 MOST_PEERS = 20
+LINE_MAX = 4000
+CELL_MAX = 300
+"""Characters; Kubernetes allows the name of a node or Peer 253."""
 MANY_RIGHTS = 10
 """Capabilities; a process with as many may do as it likes."""
 
@@ -27,7 +31,7 @@ def main(config: Config, output: str, given: Collection[str] = ()) -> int:
     Config that a flag or the environment gave; the others are as the agent has them."""
     status = look(as_it_runs(config, given)[0])
     if output == "json":
-        print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
+        print(printable_json(msgspec.json.format(msgspec.json.encode(status), indent=2).decode()))
     else:
         print(text_of(status))
     if not status.running:
@@ -37,7 +41,7 @@ def main(config: Config, output: str, given: Collection[str] = ()) -> int:
 
 def _plain(line: str) -> str:
     """Without what a terminal would obey, and on one line: parts of it are what workers say."""
-    return "".join(c if c.isprintable() else "?" for c in line)
+    return printable(line, LINE_MAX)
 
 
 def text_of(status: Status) -> str:
@@ -175,6 +179,7 @@ def _sandbox_lines(workers: list[Worker]) -> list[str]:
 
 def _table(rows: list[list[str]]) -> list[str]:
     """Rows in columns of equal width, the last one free."""
+    rows = [[printable(cell, CELL_MAX) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 

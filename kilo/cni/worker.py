@@ -19,12 +19,13 @@ from kilo.worker import Context, until_next
 
 EVENT = "cni"
 SHADOWED = "shadowed"
+OTHER_IPAM = "ipam"
 LOOK_EVERY = 2.0
 
 
 class CniWorker:
-    """See the module. Failures are ``conflist`` (the file), ``shadowed`` (by whose) and ``pod-cidr`` (what
-    the bus says)."""
+    """See the module. Failures are ``conflist`` (the file), ``ipam`` (other types in it), ``shadowed`` (by
+    whose) and ``pod-cidr`` (what the bus says)."""
 
     def __init__(self, context: Context) -> None:
         self._path = context.config.cni_path
@@ -123,6 +124,7 @@ class CniWorker:
             content = conflist.with_pod_cidr(found.content, target.pod_cidr)
         if content is not None:
             self._write(path, content, found, target)
+        self._check_ipam(conflist.other_ipam(found.content) if found else [], target)
         self._kept = target
         self._report.info["pod_cidr"] = target.pod_cidr
         self._report.info.pop(NO_PODS, None)
@@ -140,6 +142,20 @@ class CniWorker:
             self._log.warn("somebody else changed the list; repaired", path=path, pod_cidr=target.pod_cidr)
         else:
             self._log.info("pod CIDR written", path=path, pod_cidr=target.pod_cidr, made=found is None)
+
+    def _check_ipam(self, others: list[str], target: CniTarget) -> None:
+        """Pods start with addresses of another ipam, so that the node stays ready, but the mesh has no route
+        to them."""
+        if not others:
+            self._report.mend(OTHER_IPAM)
+            return
+        self._report.fail(
+            OTHER_IPAM,
+            f"{self._path}: {', '.join(others)}, which is left alone: what it assigns is not of the pod CIDR "
+            f"{target.pod_cidr}, and the mesh does not reach it; write {conflist.HOST_LOCAL} there, or run "
+            "with --cni=false",
+            EVENT,
+        )
 
     def _look_around(self) -> None:
         """Say once if the container runtime prefers another network's configuration."""

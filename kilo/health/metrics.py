@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from kilo import __version__
 from kilo.health.gather import Snapshot, not_ready
+from kilo.model.text import printable
+from kilo.model.topology import keepers, name_of
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -56,10 +58,9 @@ class _Collector:
 
 
 def peer_names(snapshot: Snapshot) -> dict[str, str]:
-    """Who has a public key: the name of a segment's leader, or of a Peer."""
-    names = {segment.key: segment.hostnames[segment.leader] for segment in snapshot.segments}
-    names.update((peer.public_key, peer.name) for peer in snapshot.peers)
-    return names
+    """The name of the segment's leader, or of the Peer, that has a public key here, fit to be shown."""
+    kept = keepers((snapshot.topology or {}).values())
+    return {key: printable(name_of(item), LABEL_MAX) for key, item in kept.items()}
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> GaugeMetricFamily:
@@ -77,7 +78,7 @@ def _counter(name: str, meaning: str, *labels: str) -> CounterMetricFamily:
 def _mesh(snapshot: Snapshot) -> Iterator[Metric]:
     errors = _counter("errors_total", "Errors while administering the mesh, of all workers.", "event")
     for event, number in sorted(snapshot.errors.items()):
-        errors.add_metric([event], number)
+        errors.add_metric([printable(event, LABEL_MAX)], number)
     yield errors
     build = _gauge("build_info", "The version of this agent.", "version")
     build.add_metric([__version__], 1)

@@ -1,14 +1,14 @@
 """The topology page: one HTML document without scripts or anything from elsewhere.
 
 It says when it was made and how old each part is; what a worker said that is not heard any more is
-marked so. Every text goes through ``html.escape``. Pure. Used by kilo.health.site alone.
+marked so. Every text goes through ``escape``. Pure. Used by kilo.health.site alone.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from html import escape
+from html import escape as escape_html
 
 from kilo import __version__
 from kilo.health.gather import Snapshot, not_ready
@@ -16,11 +16,13 @@ from kilo.health.metrics import peer_names
 from kilo.health.style import STYLE
 from kilo.model.host import WireGuardPeerState
 from kilo.model.readiness import WorkerView
-from kilo.model.topology import Segment
+from kilo.model.text import printable
+from kilo.model.topology import PeerView, Segment, keepers
 
 REFRESH = 10
 ROWS_MAX = 1000
 CELL_MAX = 12
+TEXT_MAX = 4000
 SESSION = 180
 """Seconds after a handshake for which a WireGuard session lasts."""
 
@@ -47,6 +49,11 @@ def render(snapshot: Snapshot, drawable: bool) -> str:
         "</footer></body></html>\n",
     ]
     return "\n".join(parts)
+
+
+def escape(text: str) -> str:
+    """A text as HTML, with control characters as escapes."""
+    return escape_html(printable(text, TEXT_MAX))
 
 
 def ago(seconds: float) -> str:
@@ -208,8 +215,14 @@ def _segment(snapshot: Snapshot, segment: Segment) -> list[str]:
         _mono(str(segment.endpoint)) if segment.endpoint else "",
         _mono(*segment.allowed_ips, *segment.allowed_location_ips),
         f"{segment.persistent_keepalive} s" if segment.persistent_keepalive else "",
-        _badge("dim", "this segment") if own else _handshake(snapshot, segment.key),
+        _badge("dim", "this segment") if own else _segment_handshake(snapshot, segment),
     ]
+
+
+def _segment_handshake(snapshot: Snapshot, segment: Segment) -> str:
+    if segment.key_lost:
+        return _badge("warn", "another has its key")
+    return _handshake(snapshot, segment.key)
 
 
 def _nodes(snapshot: Snapshot) -> Iterator[str]:
@@ -245,14 +258,16 @@ def _handshake(snapshot: Snapshot, key: str) -> str:
 
 def _wireguard(snapshot: Snapshot) -> Iterator[str]:
     names = peer_names(snapshot)
-    kinds = {peer.public_key: ("peer", peer.allowed_ips) for peer in snapshot.peers}
-    kinds |= {segment.key: ("node", segment.allowed_ips) for segment in snapshot.segments}
+    kept = keepers((snapshot.topology or {}).values())
     known = dict(snapshot.wireguard or {})
-    for peer in snapshot.peers:
-        known.setdefault(peer.public_key, WireGuardPeerState(peer.public_key))
+    for key, item in kept.items():
+        if isinstance(item, PeerView):
+            known.setdefault(key, WireGuardPeerState(key))
     rows = []
     for key, state in sorted(known.items(), key=lambda item: (names.get(item[0], "~"), item[0])):
-        kind, allowed = kinds.get(key, ("unknown", ()))
+        keeper = kept.get(key)
+        kind = "unknown" if keeper is None else "peer" if isinstance(keeper, PeerView) else "node"
+        allowed = keeper.allowed_ips if keeper else ()
         endpoint = state.endpoint_ip and f"{state.endpoint_ip} port {state.endpoint_port}"
         traffic = [size(state.received_bytes), size(state.sent_bytes)]
         who = [escape(names.get(key, "")), kind, _mono(key), _mono(*allowed), _mono(endpoint)]

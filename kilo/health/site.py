@@ -16,6 +16,7 @@ from kilo.health.draw import FORMATS, LAYOUTS, Artist, Busy, CannotDraw, NotInst
 from kilo.health.gather import Snapshot, not_ready
 from kilo.health.request import Refused, Request, Response, plain
 from kilo.health.server import Job
+from kilo.model.text import printable_json
 from kilo.model.topology import TopologyHead
 
 JSON = "application/json"
@@ -95,7 +96,9 @@ def ready(snapshot: Snapshot, worker: str = "") -> Response:
         "not_ready": reasons,
         "failing": dict(sorted(failing.items())[:FAILING_MAX]),
     }
-    return Response(503 if reasons else 200, msgspec.json.encode(body) + b"\n", JSON)
+    return Response(
+        503 if reasons else 200, printable_json(msgspec.json.encode(body).decode()).encode() + b"\n", JSON
+    )
 
 
 def dot(snapshot: Snapshot) -> str:

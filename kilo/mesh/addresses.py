@@ -37,6 +37,11 @@ def detect(facts: HostFacts, internal_cidrs: Iterable[str] = ()) -> HostAddresse
     return HostAddresses(private, public or private)
 
 
+def private_addresses(facts: HostFacts) -> list[str]:
+    """Every address (Interface form) that could be the private one, the best first."""
+    return list(dict.fromkeys(interface for interface in _in_order(facts) if is_private(ip_of(interface))))
+
+
 def _in_order(facts: HostFacts) -> Iterator[str]:
     """Every address that can identify the host, the best first; some come twice."""
     ignored = {ip_of(a) for link in facts.links if link.name in facts.ignored_links for a in link.addresses}

@@ -8,12 +8,12 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import msgspec
 
-from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect
+from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, private_addresses
 from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
@@ -36,9 +36,10 @@ from kilo.model.plan import (
     Tunnel,
 )
 from kilo.model.settings import Settings
-from kilo.model.topology import Segment, TopologyHead, TopologyItem
+from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def plan(inputs: Inputs) -> Planned:
         items=items,
         announcement=_announcement(topology, settings),
         cni=CniTarget(local.subnet, interface.mtu) if settings.cni else None,
-        view=_view(topology),
+        view=_view(topology, settled.cloned),
         summary=Summary(
             generation=0,
             location=topology.location,
@@ -133,10 +134,7 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
         if settings.prioritise_private_addresses and addresses.private:
             address = addresses.private
         if not address:
-            raise CannotPlan(
-                "no address of this host can be its endpoint: none but loopback and link-local ones"
-                " is assigned; the annotation kilo.squat.ai/force-endpoint can name one"
-            )
+            raise CannotPlan(_no_address(host, settings))
         endpoint = Endpoint(ip_of(address), settings.port, ip_of(address))
     internal_ip = node.internal_ip if node.forced_internal_ip else addresses.private
     return msgspec.structs.replace(
@@ -146,6 +144,24 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
         internal_ip="" if node.no_internal_ip else internal_ip,
         cni_compatibility_ip=cilium_address(host) if settings.compatibility == "cilium" else "",
         granularity=settings.mesh_granularity,
+    )
+
+
+def _no_address(host: HostFacts, settings: Settings) -> str:
+    """Why no address of this host can be its endpoint, and what to do."""
+    found = private_addresses(host)
+    if not found:
+        return (
+            "no address of this host can be its endpoint: none but loopback and link-local ones"
+            " is assigned; the annotation kilo.squat.ai/force-endpoint can name one"
+        )
+    shown = ", ".join(found[:_MOST_NAMED]) + (
+        f" and {len(found) - _MOST_NAMED} more" if found[_MOST_NAMED:] else ""
+    )
+    return (
+        f"no address of this host can be its endpoint: it has {shown}, and --internal-cidr="
+        f"{','.join(settings.internal_cidrs)} holds none of them; give a network that holds one, or leave "
+        "the flag out"
     )
 
 
@@ -255,7 +271,8 @@ def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem]
 def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanItem]) -> None:
     """Where somebody far away does not get what he claims, pods are masqueraded as everywhere else."""
     wall = firewall(settled.topology, settings)
-    rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules)
+    pods = canonical_network(settled.topology.local.subnet) if settings.cni else ""
+    rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules, pods)
     items[rules.key] = rules
     if settled.gone:
         kept = {*settled.topology.own.allowed_ips, *settings.service_cidrs}
@@ -299,10 +316,16 @@ def _announcement(topology: Topology, settings: Settings) -> Announcement:
     )
 
 
-def _view(topology: Topology) -> dict[str, TopologyItem]:
+def _view(topology: Topology, cloned: Set[str]) -> dict[str, TopologyItem]:
+    """For people. ``cloned``: as in Settled."""
     view: dict[str, TopologyItem] = {
         "head": TopologyHead(topology.hostname, topology.location, topology.leader, topology.subnet)
     }
     view.update((f"segment/{segment.location}", segment) for segment in topology.segments)
     view.update((f"peer/{peer.name}", peer) for peer in peer_views(topology))
+    if cloned:
+        for key, item in view.items():
+            name = key.replace("/", " ", 1) if isinstance(item, PeerView) else key.partition("/")[2]
+            if name in cloned and not isinstance(item, TopologyHead):
+                view[key] = msgspec.structs.replace(item, key_lost=True)
     return view

@@ -109,10 +109,14 @@ class SetEntry(msgspec.Struct, frozen=True, gc=False, tag="entry"):
 
 
 class Firewall(msgspec.Struct, frozen=True, gc=False, tag="firewall"):
-    """Which constant rules there are: with ``ipip_guard``, IPIP is accepted from ipip_accept_from alone."""
+    """Which constant rules there are: with ``ipip_guard``, IPIP is accepted from ipip_accept_from alone.
+
+    ``pods``: the node's pod CIDR (Network) if this agent attaches its pods; the host has to forward them.
+    """
 
     ipip_guard: bool
     forward: bool
+    pods: str = ""
 
     @property
     def key(self) -> str:

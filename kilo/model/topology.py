@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from kilo.model.node import Endpoint
@@ -12,6 +14,7 @@ class Segment(msgspec.Struct, frozen=True, gc=False, tag="segment", omit_default
 
     ``private_ips`` is empty where the segment is a single node without one.
     ``leader`` is an index into them. ``location`` carries its prefix, ``location:`` or ``node:``.
+    ``key_lost``: another node or Peer keeps this public key here.
     """
 
     location: str
@@ -26,15 +29,17 @@ class Segment(msgspec.Struct, frozen=True, gc=False, tag="segment", omit_default
     allowed_location_ips: tuple[str, ...] = ()
     cni_compatibility_ips: tuple[str, ...] = ()
     persistent_keepalive: int = 0
+    key_lost: bool = False
 
 
 class PeerView(msgspec.Struct, frozen=True, gc=False, tag="peer", omit_defaults=True):
-    """A Peer in the topology, without its secret."""
+    """A Peer in the topology, without its secret. ``key_lost`` as of Segment."""
 
     name: str
     public_key: str
     allowed_ips: tuple[str, ...] = ()
     endpoint: Endpoint | None = None
+    key_lost: bool = False
 
 
 class TopologyHead(msgspec.Struct, frozen=True, gc=False, tag="head"):
@@ -47,3 +52,20 @@ class TopologyHead(msgspec.Struct, frozen=True, gc=False, tag="head"):
 
 
 TopologyItem = Segment | PeerView | TopologyHead
+
+
+def keepers(items: Iterable[TopologyItem]) -> dict[str, Segment | PeerView]:
+    """The segment or Peer that has each public key here: of those that claim the same one, the one that the
+    planner gives it to."""
+    found: dict[str, Segment | PeerView] = {}
+    for item in items:
+        if isinstance(item, Segment) and not item.key_lost:
+            found[item.key] = item
+        elif isinstance(item, PeerView) and not item.key_lost:
+            found[item.public_key] = item
+    return found
+
+
+def name_of(item: Segment | PeerView) -> str:
+    """The name of a Peer, or of the node that leads a segment."""
+    return item.name if isinstance(item, PeerView) else item.hostnames[item.leader]

@@ -23,6 +23,7 @@ class Addresses(Objects[AddressInfo]):
     """Reads the host's addresses from ``host``, which the worker keeps fresh."""
 
     name = "addresses"
+    kind = "address"
     item_types = (Interface, Tunnel)
     gone = frozenset((errno.EADDRNOTAVAIL, errno.ENODEV))
 
@@ -70,6 +71,10 @@ class Addresses(Objects[AddressInfo]):
                 ):
                     found[f"address/{link.name}/{address.interface}"] = address
         return found
+
+    def _shown(self, key: str, actual: AddressInfo) -> str:
+        link = self._host.links.get(actual.link)
+        return f"{actual.interface} dev {link.name if link else actual.link}"
 
     def _put(self, key: str, wanted: AddressInfo, actual: AddressInfo | None) -> list[Request]:
         """An address that takes another's place does so within one batch, over a stepping stone.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 
-from kilo.model.net import ip_of
+from kilo.model.net import bounds, ip_of, single
 from kilo.model.plan import Device
 from kilo.netctl.netlink.messages import (
     FAMILIES,
@@ -114,6 +114,17 @@ class Host:
             if number in self.links and any(ip_of(interface) == ip for interface in held):
                 return self.links[number]
         return None
+
+    def names_within(self, network: str) -> set[str]:
+        """The names of the interfaces that have an address in ``network``."""
+        version, first, last = bounds(network)
+        found = set()
+        for number, held in self.addresses.items():
+            for address in held:
+                of_version, ip, _ = bounds(single(ip_of(address)))
+                if of_version == version and first <= ip <= last and number in self.links:
+                    found.add(self.links[number].name)
+        return found
 
 
 class Roles:

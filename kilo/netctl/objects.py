@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from kilo.model.plan import PlanItem
 from kilo.netctl.fights import Fights
 from kilo.netctl.netlink.socket import KernelError, Netlink, Request
-from kilo.netctl.reconcile import Backoff, Delta, Outcome
+from kilo.netctl.reconcile import Backoff, Delta, Outcome, Removed
 
 V = TypeVar("V")
 CHUNK = 1000
@@ -35,9 +35,10 @@ class Withheld:
 
 
 class Objects(Generic[V]):
-    """See the module's text. ``name`` is the kind's, in the plural."""
+    """See the module's text. ``name`` is the kind's, in the plural, and ``kind`` in the singular."""
 
     name = "objects"
+    kind = "object"
     item_types: tuple[type, ...] = ()
     gone: frozenset[int] = frozenset()
     """Error numbers that say, on deletion, that there is nothing to delete."""
@@ -90,6 +91,10 @@ class Objects(Generic[V]):
     def _explain(self, key: str, error: KernelError) -> str:
         """What went wrong with ``key``, for a person."""
         return f"{key}: {error}"
+
+    def _shown(self, key: str, actual: V) -> str:
+        """What is there as ``key``, for a person."""
+        return key.partition("/")[2]
 
     # The reconciler.
 
@@ -191,7 +196,11 @@ class Objects(Generic[V]):
             repair = key in self.delta.drifted
             if repair:
                 self.fights.repaired(key, now)
-            outcomes.append(Outcome(key, repair=repair))
+            actual = self.delta.actual.get(key)
+            removed = None
+            if repair and value is None and actual is not None:
+                removed = Removed(self.kind, self._shown(key, actual))
+            outcomes.append(Outcome(key, repair=repair, removed=removed))
             self._backoff.worked(key)
             self.delta.done(key, value)
         return outcomes

@@ -221,9 +221,16 @@ class Passes:
         """Say what was changed; who is fought is told of once, and not at every blow."""
         repaired = [outcome.key for outcome in self._changed if outcome.repair and self._settled]
         self.repairs += len(repaired)
-        news = [key for key in repaired if key not in self.fought]
-        if news:
-            self._log.warn("repaired", count=len(news), objects=news[:_NAMED])
+        news = [o for o in self._changed if o.repair and self._settled and o.key not in self.fought]
+        removed: dict[str, list[str]] = {}
+        for outcome in news:
+            if outcome.removed:
+                removed.setdefault(outcome.removed.kind, []).append(outcome.removed.what)
+        for kind, objects in removed.items():
+            self._log.warn(_removed(kind, len(objects)), count=len(objects), objects=objects[:_NAMED])
+        mended = [outcome.key for outcome in news if not outcome.removed]
+        if mended:
+            self._log.warn("repaired", count=len(mended), objects=mended[:_NAMED])
         elif self._changed and not repaired:
             keys = [outcome.key for outcome in self._changed[:_NAMED]]
             self._log.info("applied", count=len(self._changed), objects=keys)
@@ -243,3 +250,9 @@ class Passes:
     def _retry(self) -> None:
         self._retrying = False
         self.request()
+
+
+def _removed(kind: str, count: int) -> str:
+    if count == 1:
+        return f"removed {'an' if kind[0] in 'aeiou' else 'a'} {kind} that is not planned"
+    return f"removed {count} {kind}{'es' if kind.endswith('s') else 's'} that are not planned"

@@ -14,12 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from kilo.model.plan import PlanItem
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+class Removed(NamedTuple):
+    """An object that another program made and the plan does not have. ``what``: as ip(8) writes it."""
+
+    kind: str
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,7 @@ class Outcome:
     else ``name: reason``, for a person. ``waits``: it is no failure, but something else must come
     first. ``repair``: the kernel had drifted, the plan had not moved. ``deliberate``: it is left
     undone on purpose, because of what others do, and the plan counts as applied without it.
+    ``removed``: the repair was to remove this.
     """
 
     key: str
@@ -37,6 +45,7 @@ class Outcome:
     repair: bool = False
     waits: bool = False
     deliberate: bool = False
+    removed: Removed | None = None
 
 
 class Reconciler(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from kilo.model.net import version_of
-from kilo.model.plan import PlanItem, Route, route_key
+from kilo.model.plan import Device, PlanItem, Route, route_key
 from kilo.netctl.guard import Verdict
 from kilo.netctl.host import Roles
 from kilo.netctl.netlink.messages import (
@@ -43,6 +43,8 @@ PROTOCOL = 171
 """Our route, rule and address protocol number: not in iproute2's rt_protos nor in the kernel's list."""
 
 KILO_TABLE = 1107
+_DEVICES: tuple[Device, ...] = ("wireguard", "private", "tunnel")
+_PROTOCOLS = {PROTOCOL_STATIC: "static"}
 Judge = Callable[[Route], Verdict | None]
 
 
@@ -50,6 +52,7 @@ class Routes(Objects[RouteInfo]):
     """``guard`` tells why a route must not be set now, or None."""
 
     name = "routes"
+    kind = "route"
     item_types = (Route,)
     gone = frozenset((errno.ESRCH, errno.ENODEV))
 
@@ -133,6 +136,11 @@ class Routes(Objects[RouteInfo]):
             return f"{key}: a route that is not ours is in its place ({error})"
         return f"{key}: {error}"
 
+    def _shown(self, key: str, actual: RouteInfo) -> str:
+        links = filter(None, map(self._roles.link, _DEVICES))
+        name = next((link.name for link in links if link.number == actual.link), str(actual.link))
+        return f"{actual.dst}{way_of(actual, name)}"
+
     def take(self, message: Message) -> bool:
         """Take an event in, unless we caused it. True if a route of ours is not as it was."""
         if message.port == self._netlink.port or message.kind not in (RTM_NEWROUTE, RTM_DELROUTE):
@@ -165,3 +173,20 @@ def _key(table: int, dst: str, metric: int) -> str:
 def key_of(route: RouteInfo) -> str:
     """The plan key of a route that the kernel has."""
     return _key(route.table, route.dst, route.metric)
+
+
+def way_of(route: RouteInfo, device: str) -> str:
+    """All but the destination, as ``ip route`` writes it, but for our own protocol, which is left out."""
+    words = [f" via {route.via}"] if route.via else []
+    words.append(f" dev {device}")
+    if route.table != MAIN_TABLE:
+        words.append(f" table {route.table}")
+    if route.protocol != PROTOCOL:
+        words.append(f" proto {_PROTOCOLS.get(route.protocol, route.protocol)}")
+    if route.src:
+        words.append(f" src {route.src}")
+    if route.metric:
+        words.append(f" metric {route.metric}")
+    if route.onlink:
+        words.append(" onlink")
+    return "".join(words)

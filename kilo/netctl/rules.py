@@ -26,6 +26,7 @@ from kilo.netctl.netlink.messages import (
 from kilo.netctl.netlink.socket import NLM_F_CREATE, NLM_F_EXCL, Message, Netlink, Request
 from kilo.netctl.objects import Objects, Withheld
 from kilo.netctl.routes import KILO_TABLE, PROTOCOL
+from kilo.netctl.show import rule_text
 
 PRIORITY = 1107
 
@@ -34,6 +35,7 @@ class Rules(Objects[RuleInfo]):
     """``interface``: the name of the WireGuard interface, which rules may name as where packets enter."""
 
     name = "rules"
+    kind = "rule"
     item_types = (Rule,)
     gone = frozenset((errno.ENOENT,))
 
@@ -78,6 +80,9 @@ class Rules(Objects[RuleInfo]):
 
     def _drop(self, key: str, actual: RuleInfo) -> list[Request]:
         return [Request(RTM_DELRULE, 0, pack_rule(actual))]
+
+    def _shown(self, key: str, actual: RuleInfo) -> str:
+        return rule_text(actual)
 
     def take(self, message: Message) -> bool:
         """Take an event in, unless we caused it. True if a rule of ours is not as it was."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
-from kilo.netctl.netlink.messages import MAIN_TABLE, LinkInfo, RouteInfo, RuleInfo
-from kilo.netctl.routes import PROTOCOL
+from kilo.netctl.netlink.messages import LinkInfo, RouteInfo, RuleInfo
+from kilo.netctl.routes import PROTOCOL, way_of
 from kilo.netctl.wireguard.device import NO_ENDPOINT, DeviceState, PeerState
 
 Kind = Literal["link", "wireguard", "address", "firewall", "peer", "route", "rule"]
@@ -93,19 +93,7 @@ def route(before: RouteInfo | None, after: RouteInfo | None, names: Names) -> Di
 
 
 def _way(route: RouteInfo, names: Names) -> str:
-    words = [f" via {route.via}"] if route.via else []
-    words.append(f" dev {names.get(route.link, route.link)}")
-    if route.table != MAIN_TABLE:
-        words.append(f" table {route.table}")
-    if route.protocol != PROTOCOL:
-        words.append(f" proto {route.protocol}")
-    if route.src:
-        words.append(f" src {route.src}")
-    if route.metric:
-        words.append(f" metric {route.metric}")
-    if route.onlink:
-        words.append(" onlink")
-    return "".join(words)
+    return way_of(route, str(names.get(route.link, route.link)))
 
 
 def rule(before: RuleInfo | None, after: RuleInfo | None) -> Difference:
@@ -113,11 +101,12 @@ def rule(before: RuleInfo | None, after: RuleInfo | None) -> Difference:
     if before is None or after is None:
         of = after or before
         assert of is not None  # noqa: S101 - there is one of the two
-        return Difference("-" if after is None else "+", "rule", _rule(of))
-    return Difference("~", "rule", f"{_rule(before)} -> {_rule(after)}")
+        return Difference("-" if after is None else "+", "rule", rule_text(of))
+    return Difference("~", "rule", f"{rule_text(before)} -> {rule_text(after)}")
 
 
-def _rule(rule: RuleInfo) -> str:
+def rule_text(rule: RuleInfo) -> str:
+    """As ``ip rule`` writes it, but for our own protocol."""
     dst = f" to {rule.dst}" if rule.dst else ""
     iif = f" iif {rule.iif}" if rule.iif else ""
     proto = f" proto {rule.protocol}" if rule.protocol != PROTOCOL else ""

@@ -19,7 +19,7 @@ from kilo.model.net import (
     version_of,
 )
 from kilo.model.node import ApiServer
-from kilo.model.plan import Interface, PlanItem, PlannedPeer, Route, Rule, SetEntry, Tunnel
+from kilo.model.plan import Firewall, Interface, PlanItem, PlannedPeer, Route, Rule, SetEntry, Tunnel
 from kilo.netctl.routes import KILO_TABLE
 
 MOST = 50_000
@@ -96,6 +96,8 @@ def check(item: PlanItem, subnet: str) -> None:
         _check_host("address", item.address)
     elif isinstance(item, ApiServer):
         _check_api(item)
+    elif isinstance(item, Firewall) and item.pods:
+        _check_network("pods", item.pods, widest=1)
 
 
 def _check_network(field: str, text: str, widest: int = 0) -> None:

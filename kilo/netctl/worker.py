@@ -169,6 +169,7 @@ class NetctlWorker:
         self._report.info["interface"] = self._config.interface
         self._report.info["wireguard"] = device.kind if device else ""
         self._report.info["firewall"] = self._firewall.told
+        self._check_pods()
         gauges = self._report.gauges
         told = gauges.get("applied_generation"), self._report.phase
         gauges["repairs_total"] = self._passes.repairs
@@ -307,6 +308,18 @@ class NetctlWorker:
                 "ip_forward",
                 f"{FORWARDING} is 0: the host forwards nothing for its pods; set net.ipv4.ip_forward to 1",
             )
+
+    def _check_pods(self) -> None:
+        """Forwarding may be on while the host's firewall drops what pods send; its policy is the host's."""
+        try:
+            dropped = self._firewall.dropped_pods(self._host.names_within)
+        except TemporaryError as e:
+            self._context.log.debug("cannot tell whether FORWARD accepts pods", reason=str(e))
+            return
+        if dropped:
+            self._report.fail("forward", dropped)
+        else:
+            self._report.mend("forward")
 
     # What is reported.
 

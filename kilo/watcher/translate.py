@@ -32,8 +32,14 @@ CONTROL_PLANE = ("node-role.kubernetes.io/control-plane", "node-role.kubernetes.
 CHECKED_IN_WITHIN = 60
 """Seconds; a node whose last-seen is that old, or older, takes no part in the mesh of a Go agent."""
 
+MOST_NAMED = 10
 MAX_KEEPALIVE = 65535
 """Seconds; WireGuard keeps 16 bits of it."""
+
+NO_POD_CIDR = (
+    "the node has no pod CIDR, and its agent announces nothing until it has one; the controller manager "
+    "gives it one with --allocate-node-cidrs"
+)
 
 ANNOTATIONS_TO_REMOVE = tuple(
     PREFIX + name
@@ -115,14 +121,16 @@ class _Annotations:
         text = self.get(name)
         if not text:
             return ()
-        return tuple(filter(None, (self._interface(name, part) for part in text.split(","))))
+        found, reasons = _interfaces(text.split(","))
+        if reasons:
+            self.problem(name, reasons)
+        return found
 
     def _interface(self, name: str, text: str) -> str:
-        try:
-            return canonical_interface(text)
-        except ProtocolError as e:
-            self.problem(name, str(e))
-            return ""
+        found, reasons = _interfaces((text,))
+        if reasons:
+            self.problem(name, reasons)
+        return found[0] if found else ""
 
     def integer(self, name: str) -> int:
         text = self.get(name)
@@ -168,6 +176,24 @@ class _Annotations:
             return text or ""
         self.problem("granularity", f"{text!r} is not one of {', '.join(GRANULARITIES)}")
         return ""
+
+
+def _interfaces(texts: Iterable[str]) -> tuple[tuple[str, ...], str]:
+    """Those of ``texts`` that the Go agent reads (Interface form), and what is wrong with all the others.
+
+    It reads none with blanks around it, so neither may this agent.
+    """
+    found, reasons = [], []
+    for text in texts:
+        try:
+            found.append(canonical_interface(text))
+        except ProtocolError as e:
+            blanks = " (write it without blanks)" if text != text.strip() and text.strip() else ""
+            reasons.append(f"{e}{blanks}")
+    more = len(reasons) - MOST_NAMED
+    if more > 0:
+        reasons[MOST_NAMED:] = [f"and {more} more"]
+    return tuple(found), "; ".join(reasons)
 
 
 def node_from(obj: NodeObject, topology_label: str) -> NodeReading:
@@ -229,14 +255,15 @@ def not_ready_reason(node: Node, alive: bool, problems: Iterable[FieldProblem] =
     ``problems``: of its reading; they give the reason where a field is malformed and not just missing.
     """
     reasons = dict(problems)
+    if not node.subnet:
+        # First, since without a pod CIDR the node's agent announces neither endpoint nor key.
+        return FieldProblem("spec.podCIDR", reasons.get("spec.podCIDR", NO_POD_CIDR))
     if node.endpoint is None:
         if "endpoint" not in reasons and "force-endpoint" in reasons:
             return FieldProblem("force-endpoint", reasons["force-endpoint"])
         return FieldProblem("endpoint", reasons.get("endpoint", "is not set; does an agent run there?"))
     if not node.key:
         return FieldProblem("key", reasons.get("key", "is not set; does an agent run there?"))
-    if not node.subnet:
-        return FieldProblem("spec.podCIDR", reasons.get("spec.podCIDR", "the node has no pod CIDR"))
     if not alive:
         return FieldProblem("last-seen", reasons.get("last-seen", "the node has not checked in lately"))
     return None
@@ -247,18 +274,24 @@ def peer_from(obj: PeerObject) -> PeerReading:
     name, spec = obj.metadata.name, obj.spec
     try:
         field = "spec.allowedIPs"
-        allowed_ips = tuple(canonical_interface(text) for text in spec.allowed_ips or ())
+        allowed_ips, reasons = _interfaces(spec.allowed_ips or ())
+        if reasons:
+            raise ProtocolError(reasons)
         field = "spec.endpoint"
         where = _peer_endpoint(spec.endpoint) if spec.endpoint else None
         field = "spec.persistentKeepalive"
-        keepalive = whole_seconds(spec.persistent_keepalive or 0)
-        if (spec.persistent_keepalive or 0) < 0:
-            raise ProtocolError(f"{spec.persistent_keepalive} is below 0")
+        seconds = spec.persistent_keepalive or 0
+        if seconds < 0:
+            raise ProtocolError(f"{seconds} is below 0")
         field = "spec.publicKey"
         key = canonical_key(spec.public_key or "")
     except ProtocolError as e:
         return PeerReading(name, None, (FieldProblem(field, str(e)),))
     secret, problems = _preshared_key(spec.preshared_key or "")
+    keepalive = seconds if seconds <= MAX_KEEPALIVE else 0
+    if seconds > MAX_KEEPALIVE:
+        reason = f"{seconds} s is not one of 0 to {MAX_KEEPALIVE}; the Peer is used without a keepalive"
+        problems = (*problems, FieldProblem("spec.persistentKeepalive", reason))
     created = unix_time(obj.metadata.creation_timestamp)
     return PeerReading(name, Peer(name, key, allowed_ips, where, keepalive, secret, created), problems)
 

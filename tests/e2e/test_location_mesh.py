@@ -81,6 +81,31 @@ def test_kg_status_names_the_leader_and_the_peers(mesh: Mesh) -> None:
     wait_until(shaken, 10, "the handshakes that there were are told")
 
 
+def test_forward_that_drops_pods_is_told_with_the_commands_that_open_it(mesh: Mesh) -> None:
+    dan = mesh["dan"]
+    rules = [("-s", dan.pod_cidr), ("-d", dan.pod_cidr)]
+    commands = [f"iptables-nft -I FORWARD {side} {cidr} -j ACCEPT" for side, cidr in rules]
+
+    def told(*words: str) -> bool:
+        return all(command in dan.agent.ask(*words) for command in commands)
+
+    try:
+        dan.host.run("iptables-nft", "-P", "FORWARD", "DROP")
+        wait_until(lambda: told("status"), SECONDS, "kg status names the commands")
+        assert told("doctor")
+        assert ("cleo", "dan") in mesh.unanswered()
+        for command in commands:
+            dan.host.run(*command.split())
+        wait_until(
+            lambda: "FORWARD of iptables-nft" not in dan.agent.status(), SECONDS, "it is no longer told"
+        )
+        assert mesh.unanswered() == []
+    finally:
+        dan.host.run("iptables-nft", "-P", "FORWARD", "ACCEPT")
+        for side, cidr in rules:
+            dan.host.run("iptables-nft", "-D", "FORWARD", side, cidr, "-j", "ACCEPT", check=False)
+
+
 def test_a_node_joins_and_leaves(mesh: Mesh) -> None:
     with no_ping_lost((mesh["ada"], mesh["cleo"]), (mesh["dan"], mesh["bob"])):
         eve = mesh.add(NodeSpec("eve", "rome"))

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kilo.log import LEVELS, Logger
+from kilo.log import LEVELS, LINE, Logger
 
 
 def lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
@@ -45,3 +45,19 @@ def test_what_cannot_be_encoded_does_not_stop_anybody(capfd: pytest.CaptureFixtu
     Logger("x").info("m", odd=object(), text="line\nbreak")
     (line,) = lines(capfd)
     assert line["text"] == "line\nbreak"
+
+
+def test_control_characters_are_escapes_of_json(capfd: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b\0\x7f\x9b\u202e\u2028\U000e0001é"
+    Logger("x").info("m", text=text, listed=[text])
+    written = capfd.readouterr().out
+    assert written.rstrip("\n").isprintable()
+    assert json.loads(written)["text"] == text
+    assert json.loads(written)["listed"] == [text]
+
+
+def test_long_line_of_control_characters_is_one_write(capfd: pytest.CaptureFixture[str]) -> None:
+    Logger("x").info("m", text="\u202e" * LINE)
+    written = capfd.readouterr().out
+    assert len(written.encode()) <= LINE
+    assert json.loads(written)["msg"] == "m"

@@ -178,6 +178,30 @@ def parse_table(family: Family, info: Info, buffer: bytes | bytearray) -> Table:
     return table
 
 
+def chain_rules(family: Family, info: Info, buffer: bytes | bytearray, chain: str) -> list[Entry]:
+    """The rules of a hook's chain, or of one to which a rule jumps, by the offset after its ``@``.
+
+    Raises TemporaryError if the answer to block_request makes no sense.
+    """
+    block = entries_of(buffer)
+    start, end = info.chains[chain] if chain in info.chains else (int(chain), info.size)
+    try:
+        rules = list(_read(family, block, start, end, {}))
+    except (struct.error, IndexError, ValueError) as e:
+        raise TemporaryError(f"the kernel's rules could not be read: {e}") from e
+    return rules if chain in info.chains else rules[:-1]
+
+
+def policy_of(family: Family, info: Info, buffer: bytes | bytearray, hook: str) -> str:
+    """What becomes of a packet at the end of a hook's chain, as in VERDICTS. Raises as chain_rules."""
+    block, at = entries_of(buffer), info.chains[hook][1]
+    try:
+        target_at, length = _SIZES.unpack_from(block, at + family.sizes_at)
+        return _parse(family, block[at : at + length], target_at, at + length, {}).target
+    except (struct.error, IndexError, ValueError) as e:
+        raise TemporaryError(f"the kernel's rules could not be read: {e}") from e
+
+
 def chains_called(block: bytes, prefix: str) -> dict[str, int]:
     """The offset of the first rule of each chain whose name begins with ``prefix``, by name."""
     firsts = {}

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import get_args
 
+import msgspec
+
 from kilo.config import Config
 from kilo.log import Logger
 from kilo.model.plan import Firewall as Policy
 from kilo.model.plan import FirewallSet, PlanItem, SetEntry, Tunnel
+from kilo.netctl.facts import CNI_BRIDGE
 from kilo.netctl.failures import TUNNEL
 from kilo.netctl.firewall.backend import Backend, Desired, Readers
+from kilo.netctl.firewall.forwarding import Pods, describe
+from kilo.netctl.firewall.forwarding_look import ForwardingLook
 from kilo.netctl.firewall.masquerade import KINDS, Masquerade, Moves, kinds_of
 from kilo.netctl.firewall.selected import SelectedBackend
 from kilo.netctl.reconcile import Outcome
@@ -31,7 +36,13 @@ class Firewall:
     name = "firewall"
     more = False
 
-    def __init__(self, config: Config, log: Logger, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: Logger,
+        backend: Backend | None = None,
+        forwarding: ForwardingLook | None = None,
+    ) -> None:
         self._interface = config.interface
         self._desired = Desired((config.interface,))
         self._planned = False
@@ -45,6 +56,10 @@ class Firewall:
         """What the plan changed about the sets for masquerading and the kernel may not have yet."""
         self._moves = Moves()
         self._backend = backend or SelectedBackend(config.firewall, log)
+        self._forwarding = forwarding or ForwardingLook()
+        self._unseen_forwarding = True
+        """The kernel was read, or the pod CIDR changed, since the last look at FORWARD."""
+        self._dropped = ""
 
     @property
     def told(self) -> str:
@@ -61,6 +76,7 @@ class Firewall:
     def close(self) -> None:
         """Hear no more; the kernel keeps all that it has."""
         self._backend.close()
+        self._forwarding.close()
 
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self._planned, self._applied = True, False
@@ -80,6 +96,7 @@ class Firewall:
                 self._note_member(item.set, desired.add(item.set, item.network))
             elif isinstance(item, Policy):
                 self._policy = item
+                self._unseen_forwarding = True
             elif isinstance(item, Tunnel):
                 desired.use((self._interface, *NAMES["" if item.kind == "ipip" else item.kind]))
         self._want()
@@ -98,11 +115,29 @@ class Firewall:
     def _want(self) -> None:
         policy = self._policy
         if policy is not None and self._guard_kept:
-            policy = Policy(True, policy.forward)
+            policy = msgspec.structs.replace(policy, ipip_guard=True)
         self._desired.want(policy)
 
     def load(self) -> None:
         self._backend.load()
+        self._unseen_forwarding = True
+
+    def dropped_pods(self, devices_of: Callable[[str], Collection[str]]) -> str:
+        """Which of the host's FORWARD chains drop its pods, and what to do, for a person; "" for none.
+
+        ``devices_of`` gives the interfaces with an address in a network. To be called after a pass, when
+        our own rules are there: the chains are read if the kernel was read since. Raises TemporaryError.
+        """
+        policy = self._policy
+        if policy is None or not policy.pods:
+            return ""
+        if self._unseen_forwarding:
+            devices = frozenset((CNI_BRIDGE, *devices_of(policy.pods)))
+            blocked = self._forwarding.blocked(Pods(policy.pods, devices, frozenset((self._interface,))))
+            flag_for = "" if policy.forward else self.told.partition(":")[0].partition(",")[0]
+            self._dropped = describe(blocked, policy.pods, flag_for)
+            self._unseen_forwarding = False
+        return self._dropped
 
     def apply(self) -> list[Outcome]:
         if self._is_done():

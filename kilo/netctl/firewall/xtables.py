@@ -55,15 +55,16 @@ def read_table(version: int, name: str) -> Table:
 
     Raises TableMissing, or TemporaryError where the kernel refuses.
     """
-    return parse_table(FAMILIES[version], *_raw_table(version, name))
+    return parse_table(FAMILIES[version], *raw_table(version, name))
 
 
 def chain_names(version: int, name: str, prefix: str) -> set[str]:
     """The chains of table ``name`` whose names begin with ``prefix``. Makes and raises as read_table."""
-    return set(chains_called(entries_of(_raw_table(version, name)[1]), prefix))
+    return set(chains_called(entries_of(raw_table(version, name)[1]), prefix))
 
 
-def _raw_table(version: int, name: str) -> tuple[Info, bytearray]:
+def raw_table(version: int, name: str) -> tuple[Info, bytearray]:
+    """Table ``name`` as the kernel gives it, for layout to read. Makes and raises as read_table."""
     family = FAMILIES[version]
     with _socket(family) as sock:
         for _ in range(_TRIES):

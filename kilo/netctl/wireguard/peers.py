@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kilo.model.plan import PlanItem, PlannedPeer, Route, route_key
 from kilo.netctl.fights import Fights
-from kilo.netctl.reconcile import Backoff, Delta, Outcome
+from kilo.netctl.reconcile import Backoff, Delta, Outcome, Removed
 from kilo.netctl.wireguard.device import Device, PeerChange, PeerState
 from kilo.netctl.wireguard.difference import Claims, Wanted, addition, after, is_as_wanted, reduction
 
@@ -165,7 +165,10 @@ class Peers:
             repair = key in self.delta.drifted
             if repair:
                 self.fights.repaired(key, now)
-            outcomes.append(Outcome(key, repair=repair))
+            removed = (
+                Removed("WireGuard peer", key.removeprefix("peer/")) if change.remove and repair else None
+            )
+            outcomes.append(Outcome(key, repair=repair, removed=removed))
             self._backoff.worked(key)
             self._news.discard(key)
             for network in change.allowed_ips:

@@ -65,16 +65,30 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def existing(target: CniTarget) -> bytes:
-    content = with_pod_cidr(MANIFEST, target.pod_cidr)
+def existing(target: CniTarget, before: bytes = MANIFEST) -> bytes:
+    content = with_pod_cidr(before, target.pod_cidr)
     assert content is not None
     return content
 
 
+OLD_STYLE = MANIFEST.replace(
+    b'"host-local"',
+    b'"host-local", "subnet": "10.42.2.0/24", "rangeStart": "10.42.2.9", "gateway": "10.42.2.254", '
+    b'"routes": [{"dst": "192.0.2.0/24"}]',
+)
+OLD_STYLE_INSIDE = MANIFEST.replace(b'"host-local"', b'"host-local", "subnet": "10.2.3.0/24"')
+
+
 @pytest.mark.parametrize(
     ("content", "target"),
-    [(fresh(TARGET), TARGET), (existing(TARGET), TARGET), (fresh(SIX), SIX)],
-    ids=["fresh", "existing", "ipv6"],
+    [
+        (fresh(TARGET), TARGET),
+        (existing(TARGET), TARGET),
+        (existing(TARGET, OLD_STYLE), TARGET),
+        (existing(TARGET, OLD_STYLE_INSIDE), TARGET),
+        (fresh(SIX), SIX),
+    ],
+    ids=["fresh", "existing", "old style", "old style of the pod CIDR", "ipv6"],
 )
 def test_pods_get_addresses_of_the_pod_cidr_and_reach_the_bridge_and_one_another(
     namespaces: list[str], tmp_path: Path, content: bytes, target: CniTarget
@@ -90,6 +104,7 @@ def test_pods_get_addresses_of_the_pod_cidr_and_reach_the_bridge_and_one_another
     ]
     results = [addresses(attach(attachment)) for attachment in attachments]
     own = [ipaddress.ip_interface(result[0]) for result in results]
+    assert [len(result) for result in results] == [1, 1]
     assert all(address.ip in network and address.network == network for address in own)
     for pod in pods:
         family = f"-{network.version}"
@@ -98,7 +113,7 @@ def test_pods_get_addresses_of_the_pod_cidr_and_reach_the_bridge_and_one_another
             if target_ip not in ip("address", netns=pod):
                 ping(pod, target_ip)
     bridge = json.loads(ip("-j", "link", "show", "kube-bridge", netns=host))
-    assert bridge[0]["mtu"] == (1420 if content == existing(TARGET) else target.mtu)
+    assert bridge[0]["mtu"] == (target.mtu if content == fresh(target) else 1420)
     for attachment in attachments:
         detach(attachment)
     assert "eth0" not in ip("link", netns=pods[0])

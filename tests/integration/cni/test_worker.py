@@ -147,6 +147,38 @@ def test_a_damaged_list_is_named_left_alone_and_noticed_when_mended(
     eventually(lambda: failing(bus) == {})
 
 
+def test_list_that_the_runtime_refuses_is_named_and_the_node_is_not_ready(
+    bus: Bus, path: Path, start: Start
+) -> None:
+    nameless = MANIFEST.replace(b'"name":"kilo",', b"")
+    path.write_bytes(nameless)
+    bus.put(CNI, cni=CniTarget(CIDR, 1420))
+    start()
+    message = eventually(lambda: failing(bus).get("conflist"))
+    assert message == (
+        f"{path}: it has no name, without which the container runtime refuses it: "
+        'give it "name": "kilo"; it is left alone'
+    )
+    assert eventually(lambda: state(bus).info.get(NO_PODS)) == f"no pod can be started: {message}"
+    assert path.read_bytes() == nameless
+    path.write_bytes(MANIFEST)
+    eventually(lambda: state(bus).phase == "ready" and not failing(bus) and NO_PODS not in state(bus).info)
+
+
+def test_ipam_of_another_type_is_named_and_left_alone(bus: Bus, path: Path, start: Start) -> None:
+    other = MANIFEST.replace(b'"host-local"', b'"dhcp"')
+    path.write_bytes(other)
+    bus.put(CNI, cni=CniTarget(CIDR, 1420))
+    start()
+    message = eventually(lambda: failing(bus).get("ipam"))
+    assert message.startswith(f"{path}: plugin 0 (bridge) has ipam of type dhcp, which is left alone")
+    assert CIDR in message and "--cni=false" in message
+    assert path.read_bytes() == other
+    eventually(lambda: state(bus).phase == "ready" and NO_PODS not in state(bus).info)
+    path.write_bytes(MANIFEST)
+    eventually(lambda: subnets(path) == [CIDR] and not failing(bus))
+
+
 def test_a_directory_that_is_missing_is_tried_again(bus: Bus, path: Path, start: Start) -> None:
     path.parent.rmdir()
     bus.put(CNI, cni=CniTarget(CIDR, 1420))

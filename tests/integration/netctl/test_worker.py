@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from kilo.bus import HOST, WIREGUARD
 from kilo.model.host import HostFacts
 from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, SetEntry
 from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, GROUPS_ROUTE, GROUPS_RULE
-from tests.feeding import Bus, eventually, within
+from tests.feeding import Bus, Running, eventually, within
 from tests.integration.netctl.far_end import FarEnd
 from tests.integration.netctl.hosts import ip, kernel_events, lines, stopped
 from tests.integration.netctl.worker_box import DESTINATIONS, OURS, PLAN_3, Box
@@ -160,6 +161,31 @@ def test_what_is_damaged_is_repaired_at_once(box: Box) -> None:
             ip(damage)
             within(1.0, whole, damage)
         assert [line for line in worker.log if line["msg"] == "repaired"]
+
+
+def _says(worker: Running, message: str) -> bool:
+    return message in worker.messages("warn")
+
+
+def test_object_made_by_hand_is_removed_and_named_as_that(box: Box) -> None:
+    name = box.host.interface
+    lookup = "from all to 192.0.2.1"
+    made = {
+        "a route": (f"route add 10.9.0.0/24 dev {name} proto static", f"10.9.0.0/24 dev {name} proto static"),
+        "an address": (f"addr add 10.99.0.1/32 dev {name}", f"10.99.0.1/32 dev {name}"),
+        "a rule": (f"rule add {lookup} lookup 1107 prio 77", f"77: {lookup}/32 lookup 1107 proto 0"),
+    }
+    with box.worker(resync_period=0.5) as worker:
+        box.plan(PLAN_3)
+        box.whole()
+        box.applied()
+        for kind, (command, shown) in made.items():
+            ip(command)
+            message = f"removed {kind} that is not planned"
+            eventually(partial(_says, worker, message), what=command)
+            (objects,) = [line["objects"] for line in worker.log if line["msg"] == message]
+            assert objects == [shown]
+        assert "repaired" not in worker.messages("warn")
 
 
 @pytest.mark.timing

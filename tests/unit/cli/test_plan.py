@@ -110,6 +110,34 @@ def test_wireguard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith(f"[Interface]\nPrivateKey = {KEYS['b']}\nListenPort = 51820\n")
 
 
+def test_wireguard_of_a_node_that_does_not_lead_is_a_line_on_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [node("a", 1, location="x"), node("b", 2, location="x", leader="true")]
+    status, out, err = run(tmp_path, capsys, "-o=wireguard", nodes=nodes)
+    assert (status, out) == (0, "")
+    assert err == (
+        "kg plan: node a does not lead location:x, and has no WireGuard peers; node b leads it: "
+        "give --hostname=b\n"
+    )
+    status, out, err = run(tmp_path, capsys, "-o=wireguard", "--hostname=b", nodes=nodes)
+    assert (status, err) == (0, "")
+    assert out.startswith("[Interface]\n")
+
+
+@pytest.mark.parametrize("keepalive", ["65536", "-1", "99999999999999999999"])
+def test_wireguard_with_a_keepalive_that_wg_refuses_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keepalive: str
+) -> None:
+    nodes = [node("a", 1, persistent_keepalive=keepalive), node("b", 2)]
+    status, out, err = run(
+        tmp_path, capsys, "--mesh-granularity=full", "-o=wireguard", nodes=nodes, peers=[PEER]
+    )
+    assert status == 0
+    assert out.count("PersistentKeepalive = 0\n") == out.count("PersistentKeepalive") == 2
+    assert "node a: annotation kilo.squat.ai/persistent-keepalive: " in err
+
+
 def test_routes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(tmp_path, capsys, "-o", "routes", "--interface", "wg9", peers=[PEER])
     assert out.splitlines() == [

@@ -6,7 +6,7 @@ import re
 import time
 
 from kilo.cli.heard import Kernel, Plan, Status, WireGuardPeer
-from kilo.cli.status import MOST_PEERS, size, text_of
+from kilo.cli.status import CELL_MAX, MOST_PEERS, size, text_of
 
 WELL = Kernel(repairs=0)
 PLAN = Plan(
@@ -64,3 +64,12 @@ def test_sizes() -> None:
         "5.0 GiB",
         "3072.0 TiB",
     ]
+
+
+def test_control_characters_are_escapes_and_columns_stay_narrow() -> None:
+    shown = text(wireguard=[peer("a\x1b[2J\0\u202eb", 1), peer("c" * 10_000, 1)])
+    assert "a\\x1b[2J\\x00\\u202eb" in shown
+    assert shown.replace("\n", "").isprintable()
+    assert max(map(len, shown.splitlines())) < 2 * CELL_MAX
+    odd = Plan(7, 7, "location:x\ny\x9b", leader=False, leads="n2\x7f")
+    assert "; location:x\\ny\\x9b, led by n2\\x7f; " in text(plan=odd)

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kilo.cni.conflist import check_target, fresh, with_pod_cidr
+from kilo.cni.conflist import check_target, fresh, other_ipam, with_pod_cidr
 from kilo.errors import ProtocolError
 from kilo.model.plan import CniTarget
 
 CIDR = "10.2.3.0/24"
 RANGES = [[{"subnet": CIDR}]]
+RANGE_KEYS = ("subnet", "rangestart", "rangeend", "gateway", "ranges")
 
 MANIFEST = b"""{
    "cniVersion":"0.4.0",
@@ -63,30 +64,72 @@ def test_what_was_written_needs_no_writing_again() -> None:
 def test_it_stays_readable_and_keeps_the_indentation() -> None:
     lines = written(MANIFEST).decode().splitlines()
     assert lines[1] == '   "cniVersion": "0.4.0",'
-    assert written(b'{"plugins":[{"ipam":{}}]}').decode().splitlines()[1] == '  "plugins": ['
+    compact = b'{"name":"n","plugins":[{"type":"bridge","ipam":{"type":"host-local"}}]}'
+    assert written(compact).decode().splitlines()[1] == '  "name": "n",'
 
 
 def test_values_survive_as_they_are_written() -> None:
     text = (
-        '{"z": 1e3, "a": 123456789012345678901234567890, "plugins": [{"ipam": {"x": 1.50, '
-        '"ranges": [], "y": -0, "u": "\\u00e9é/\\/"}, "n": null}], "e": [], "o": {}, "m": 1E-400}'
+        '{"z": 1e3, "a": 123456789012345678901234567890, "plugins": [{"type": "bridge", "ipam": {"x": 1.50, '
+        '"type": "host-local", "ranges": [], "y": -0, "u": "\\u00e9é/\\/"}, "n": null}], "e": [], "o": {}, '
+        '"m": 1E-400, "name": "n"}'
     )
     after = written(text.encode()).decode()
     values = ("1e3", "123456789012345678901234567890", "1.50", "-0", '"\\u00e9é/\\/"', "null", "1E-400")
     assert [after.count(value) for value in values] == [1] * len(values)
-    assert list(json.loads(after)) == ["z", "a", "plugins", "e", "o", "m"]
-    assert list(json.loads(after)["plugins"][0]["ipam"]) == ["x", "ranges", "y", "u"]
+    assert list(json.loads(after)) == ["z", "a", "plugins", "e", "o", "m", "name"]
+    assert list(json.loads(after)["plugins"][0]["ipam"]) == ["x", "type", "ranges", "y", "u"]
 
 
-def test_every_plugin_with_ipam_is_set_and_no_other() -> None:
-    text = b'{"plugins": [{"ipam": {"ranges": 1e999}}, {"type": "tuning"}, {"ipam": {"ranges": "no"}}]}'
-    plugins = json.loads(written(text))["plugins"]
-    assert plugins == [{"ipam": {"ranges": RANGES}}, {"type": "tuning"}, {"ipam": {"ranges": RANGES}}]
+def listed(*plugins: dict[str, Any], **head: Any) -> bytes:
+    return json.dumps({"cniVersion": "0.4.0", "name": "kilo", **head, "plugins": plugins}).encode()
+
+
+def bridge(**ipam: Any) -> dict[str, Any]:
+    return {"type": "bridge", "ipam": {"type": "host-local", **ipam}}
+
+
+def test_every_plugin_with_host_local_is_set_and_no_other() -> None:
+    odd = msgspec.json.decode(b"1e300")
+    plugins = [bridge(ranges=odd), {"type": "tuning"}, bridge(ranges="no"), {"type": "macvlan", "ipam": {}}]
+    after = json.loads(written(listed(*plugins)))["plugins"]
+    assert after == [bridge(ranges=RANGES), {"type": "tuning"}, bridge(ranges=RANGES), plugins[3]]
 
 
 def test_ranges_that_say_more_than_the_cidr_are_replaced() -> None:
-    text = json.dumps({"plugins": [{"ipam": {"ranges": [[{"subnet": CIDR, "gateway": "10.2.3.9"}]]}}]})
-    assert json.loads(written(text.encode()))["plugins"][0]["ipam"]["ranges"] == RANGES
+    text = listed(bridge(ranges=[[{"subnet": CIDR, "gateway": "10.2.3.9"}]]))
+    assert json.loads(written(text))["plugins"] == [bridge(ranges=RANGES)]
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        {"subnet": "10.42.2.0/24"},
+        {"subnet": CIDR},
+        {
+            "subnet": "10.42.2.0/24",
+            "rangeStart": "10.42.2.9",
+            "rangeEnd": "10.42.2.20",
+            "gateway": "10.42.2.1",
+        },
+        {"ranges": RANGES, "subnet": "10.42.2.0/24"},
+        {"ranges": RANGES, "gateway": "10.42.2.1"},
+        {"SubNet": "10.42.2.0/24", "Ranges": [[{"subnet": "10.42.2.0/24"}]]},
+    ],
+)
+def test_ipam_old_style_range_goes_and_the_rest_stays(old: dict[str, Any]) -> None:
+    others = {"routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/leases", "resolvConf": "/etc/resolv.conf"}
+    text = written(listed(bridge(**old, **others)))
+    assert json.loads(text)["plugins"] == [bridge(**others, ranges=RANGES)]
+    assert with_pod_cidr(text, CIDR) is None
+
+
+@pytest.mark.parametrize("other", ["dhcp", "static", "calico-ipam"])
+def test_ipam_other_type_is_left_alone_and_named(other: str) -> None:
+    text = listed({"type": "macvlan", "ipam": {"type": other, "subnet": "10.42.2.0/24"}})
+    assert with_pod_cidr(text, CIDR) is None
+    assert other_ipam(text) == [f"plugin 0 (macvlan) has ipam of type {other}"]
+    assert other_ipam(listed(bridge(), {"type": "tuning"})) == []
 
 
 @pytest.mark.parametrize(
@@ -99,18 +142,66 @@ def test_ranges_that_say_more_than_the_cidr_are_replaced() -> None:
         (b"[" * 100_000, "not JSON"),
         (b"[]", "it is not an object"),
         (b'"plugins"', "it is not an object"),
-        (b"{}", "no plugins"),
-        (b'{"plugins": {}}', "plugins is not a list"),
-        (b'{"plugins": null}', "plugins is not a list"),
-        (b'{"plugins": ["bridge"]}', "plugin 0 is not an object"),
-        (b'{"plugins": [{}, {"ipam": "host-local"}]}', "ipam of plugin 1 is not an object"),
-        (b'{"plugins": []}', "no plugin has ipam"),
-        (b'{"plugins": [{"type": "bridge"}]}', "no plugin has ipam"),
+        (b"{}", 'no name.*: give it "name": "kilo"'),
+        (listed(bridge(), name=""), "no name"),
+        (listed(bridge(), name=None), "no name"),
+        (listed(bridge(), name=7), "its name 7 is refused"),
+        (listed(bridge(), name="a b"), "its name 'a b' is refused"),
+        (listed(bridge(), name="-a"), "its name '-a' is refused"),
+        (listed(bridge(), name="a/../b"), "its name 'a/../b' is refused"),
+        (listed(bridge(), name="kilo\n"), "its name .* is refused"),
+        (listed(bridge(), cniVersion=0.4), "its cniVersion 0.4 is none that plugins know: write one of"),
+        (listed(bridge(), cniVersion=None), "its cniVersion None"),
+        (listed(bridge(), cniVersion="0.4"), "its cniVersion '0.4'"),
+        (listed(bridge(), cniVersion="v0.4.0"), "its cniVersion 'v0.4.0'"),
+        (listed(bridge(), cniVersion="0.5.0"), "its cniVersion '0.5.0'"),
+        (listed(bridge(), disableCheck=1), "its disableCheck 1"),
+        (listed(bridge(), disableCheck="no"), "its disableCheck 'no'"),
+        (b'{"name": "n"}', "no plugins"),
+        (b'{"name": "n", "type": "bridge", "ipam": {"type": "host-local"}}', "no plugins"),
+        (b'{"name": "n", "plugins": {}}', "plugins is not a list"),
+        (b'{"name": "n", "plugins": null}', "plugins is not a list"),
+        (b'{"name": "n", "plugins": ["bridge"]}', "plugin 0 is not an object"),
+        (
+            listed(bridge(), {"type": "ptp", "ipam": "host-local"}),
+            r"ipam of plugin 1 \(ptp\) is not an object",
+        ),
+        (listed(), "plugins is empty"),
+        (listed({"type": "bridge"}), 'no plugin has ipam: give the first "ipam"'),
+        (listed({"type": "bridge", "ipam": {}}), "no plugin has ipam"),
+        (listed(bridge(), {}), "plugin 1 has no type"),
+        (listed({"type": "", "ipam": {"type": "host-local"}}), "plugin 0 has no type"),
+        (listed({"type": 1, "ipam": {"type": "host-local"}}), "plugin 0 is refused.*`int` - at `\\$.type`"),
+        (listed({"type": "bridge", "ipam": {"subnet": CIDR}}), r"ipam of plugin 0 \(bridge\) has no type"),
+        (listed({"type": "bridge", "ipam": {"type": 1}}), "is refused.*`int` - at `\\$.ipam.type`"),
+        (listed({**bridge(), "capabilities": {"portMappings": "yes"}}), "refused.*capabilities"),
+        (listed({**bridge(), "cniVersion": 1}), "refused.*cniVersion"),
     ],
 )
 def test_what_is_no_list_is_refused_with_the_reason(text: bytes, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason):
         with_pod_cidr(text, CIDR)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"cniVersion": ""},
+        {"cniVersion": "1.1.0"},
+        {"cniVersion": "1.2.0"},
+        {"name": "k8s.pod_network-1"},
+        {"disableCheck": True},
+    ],
+)
+def test_list_that_the_runtime_accepts_is_set(head: dict[str, Any]) -> None:
+    assert json.loads(written(listed(bridge(), **head)))["plugins"] == [bridge(ranges=RANGES)]
+
+
+def test_list_without_version_is_set_as_the_plugins_read_it() -> None:
+    assert with_pod_cidr(
+        b'{"name": "n", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}', CIDR
+    )
 
 
 def test_the_fresh_list() -> None:
@@ -162,9 +253,15 @@ _JSON = st.recursive(
 )
 
 
-@given(document=st.dictionaries(st.text(), _JSON, max_size=4), ipam=st.dictionaries(st.text(), _JSON))
+@given(
+    document=st.dictionaries(st.text(), _JSON, max_size=4),
+    ipam=st.dictionaries(st.text().filter(lambda key: key.lower() not in RANGE_KEYS), _JSON),
+)
 def test_any_document_keeps_all_but_the_ranges(document: dict[str, Any], ipam: dict[str, Any]) -> None:
-    document["plugins"] = [{"type": "bridge", "ipam": ipam}]
+    ipam["type"] = "host-local"
+    document.update(
+        cniVersion="1.0.0", name="n", disableCheck=False, plugins=[{"type": "bridge", "ipam": ipam}]
+    )
     text = json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogatepass")
     try:
         after = with_pod_cidr(text, CIDR)

@@ -10,9 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kilo.health import metrics
 from kilo.health.gather import Snapshot
-from kilo.health.metrics import render
+from kilo.health.metrics import peer_names, render
 from kilo.model.readiness import WorkerView
-from tests.unit.health.samples import NOW, key, problem, snapshot, state, views, wireguard
+from kilo.model.topology import PeerView
+from tests.unit.health.samples import NOW, key, problem, snapshot, state, topology, views, wireguard
 
 
 def families(taken: Snapshot) -> dict[str, Metric]:
@@ -165,4 +166,19 @@ def test_too_many_gauges_are_cut() -> None:
 
 def test_label_values_are_escaped() -> None:
     found = families(snapshot(errors={'a"b\\c\nd': 1}))
-    assert values(found["kilo_errors"]) == {('a"b\\c\nd',): 1}
+    assert values(found["kilo_errors"]) == {('a"b\\c\\nd',): 1}
+
+
+def test_peers_with_one_public_key_have_the_name_of_the_one_that_keeps_it() -> None:
+    mesh = topology() | {
+        "peer/aaa": PeerView("aaa", key(9), ("10.5.0.2/32",), key_lost=True),
+        "peer/zzz": PeerView("zzz", key(9), ("10.5.0.3/32",), key_lost=True),
+        "peer/copy": PeerView("copy", key(2), ("10.5.0.4/32",), key_lost=True),
+    }
+    assert peer_names(snapshot(topology=mesh)) == {key(1): "a", key(2): "b", key(9): "laptop"}
+
+
+def test_name_with_control_characters_is_a_label_with_escapes() -> None:
+    mesh = topology() | {"peer/laptop": PeerView("la\x1bp\0t\u202eop", key(9), ("10.5.0.1/32",))}
+    found = families(snapshot(topology=mesh))
+    assert ("la\\x1bp\\x00t\\u202eop", key(9)) in values(found["kilo_peer_sent_bytes"])

@@ -11,9 +11,9 @@ from kilo.mesh.planner import Planned, plan
 from kilo.mesh.topology import CannotPlan
 from kilo.model.host import HostFacts, Link, WireGuardPeerState
 from kilo.model.keys import PresharedKey
-from kilo.model.node import Announcement, Endpoint, Node, UDPAddress
+from kilo.model.node import Announcement, Endpoint, Node, Peer, UDPAddress
 from kilo.model.plan import CniTarget, Firewall, Interface, PlannedPeer, Summary, Tunnel
-from kilo.model.topology import PeerView, TopologyHead
+from kilo.model.topology import PeerView, TopologyHead, keepers, name_of
 from tests.unit.mesh.states import STATES, at, cluster, inputs, key, node, peer, planned
 
 BARE = Node(name="n1", subnet="10.2.1.0/24")
@@ -220,9 +220,46 @@ def test_cilium_announces_its_address() -> None:
     assert alone(BARE, host).announcement.cni_compatibility_ip == ""
 
 
+def test_internal_cidr_that_holds_no_address_is_named_with_the_addresses() -> None:
+    host = msgspec.structs.replace(
+        HOST, links=(Link("eth0", 2, 1500, addresses=("10.0.0.1/24", "192.168.7.1/24")),)
+    )
+    with pytest.raises(CannotPlan) as caught:
+        alone(BARE, host, internal_cidrs=("10.9.0.0/16", "172.16.0.0/12"))
+    assert str(caught.value) == (
+        "no address of this host can be its endpoint: it has 10.0.0.1/24, 192.168.7.1/24, and "
+        "--internal-cidr=10.9.0.0/16,172.16.0.0/12 holds none of them; give a network that holds one, "
+        "or leave the flag out"
+    )
+    many = tuple(f"10.0.{n}.1/24" for n in range(9))
+    host = msgspec.structs.replace(HOST, links=(Link("eth0", 2, 1500, addresses=many),))
+    with pytest.raises(
+        CannotPlan, match=r"10\.0\.4\.1/24 and 4 more, and --internal-cidr=10\.9\.0\.0/16 holds"
+    ):
+        alone(BARE, host, internal_cidrs=("10.9.0.0/16",))
+
+
 def test_forwarding_is_for_pods_alone() -> None:
-    assert alone(BARE, iptables_forward_rules=True).items["firewall"] == Firewall(True, True)
+    assert alone(BARE, iptables_forward_rules=True).items["firewall"] == Firewall(True, True, BARE.subnet)
     assert alone(BARE, iptables_forward_rules=True, cni=False).items["firewall"] == Firewall(True, False)
+
+
+def test_view_says_which_of_those_with_one_key_lost_it() -> None:
+    same = key("laptop")
+    state = cluster(
+        node("n1", "x"),
+        node("n2", "y", created=1),
+        peer("laptop", "10.5.0.1/32"),
+    )
+    copies = [
+        Peer("copy", same, ("10.5.0.2/32",), created=5),
+        Peer("zeta", key("n2"), ("10.5.0.3/32",), created=5),
+    ]
+    first = msgspec.structs.replace(state[1][0], created=1)
+    found = planned((state[0], [*copies, first]))
+    lost = {name for name, item in found.view.items() if getattr(item, "key_lost", False)}
+    assert lost == {"peer/copy", "peer/zeta"}
+    assert {name_of(item) for item in keepers(found.view.values()).values()} == {"n1", "n2", "laptop"}
 
 
 def test_the_view_has_no_secrets() -> None:

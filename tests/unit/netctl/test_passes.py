@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from kilo.model.plan import PlanItem, Route
 from kilo.netctl import passes
 from kilo.netctl.fights import CALM, MANY, Fights
 from kilo.netctl.passes import Passes
-from kilo.netctl.reconcile import Outcome
+from kilo.netctl.reconcile import Outcome, Removed
 from kilo.worker import Reporter
 from tests.feeding import PATIENCE, eventually
 
@@ -69,7 +70,7 @@ class Box:
     def __init__(self) -> None:
         self.journal: list[str] = []
         self.loop = Loop()
-        log = Logger("netctl", "none")
+        log = self.log = Logger("netctl", "none")
         self.report = Reporter("netctl", log)
         self.one, self.two = Played("one", self.journal), Played("two", self.journal)
         self.fights = Fights()
@@ -257,6 +258,26 @@ def test_repairs_count_once_all_had_been_as_planned(box: Box) -> None:
     box.passes.request()
     box.run()
     assert box.passes.repairs == 1
+
+
+def test_object_that_is_not_planned_is_logged_as_removed(box: Box, capfd: pytest.CaptureFixture[str]) -> None:
+    box.plan("a")
+    box.run()
+    box.log.level = "warn"
+    removed = [("route", "10.9.0.0/24 dev kilo0 proto static"), ("address", "10.9.0.1/32"), ("address", "b")]
+    box.two.outcomes = [
+        Outcome(f"x/{n}", repair=True, removed=Removed(*what)) for n, what in enumerate(removed)
+    ]
+    box.two.outcomes.append(Outcome("route/y", repair=True))
+    box.passes.request()
+    box.run()
+    told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(line["msg"], line["objects"]) for line in told] == [
+        ("removed a route that is not planned", ["10.9.0.0/24 dev kilo0 proto static"]),
+        ("removed 2 addresses that are not planned", ["10.9.0.1/32", "b"]),
+        ("repaired", ["route/y"]),
+    ]
+    assert box.passes.repairs == 4
 
 
 def test_what_is_left_undone_on_purpose_makes_no_plan_late(box: Box) -> None:

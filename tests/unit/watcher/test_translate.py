@@ -12,6 +12,7 @@ from kilo.model.node import Announcement, Endpoint, Node, Peer, UDPAddress
 from kilo.watcher.objects import NodeObject, ObjectMeta, PeerObject, PeerSpec, decode_peer
 from kilo.watcher.translate import (
     ANNOTATIONS_TO_REMOVE,
+    MOST_NAMED,
     PREFIX,
     FieldProblem,
     NodeReading,
@@ -151,6 +152,51 @@ def test_what_is_malformed_is_named(name: str, text: str) -> None:
     assert problem.reason
 
 
+def test_networks_that_are_malformed_are_all_named() -> None:
+    reading = read({"allowed-location-ips": " 10.6.0.1/32 , 10.6.0.2/32,10.6.0.3/32,,nope"})
+    assert reading.node.allowed_location_ips == ("10.6.0.3/32",)
+    (problem,) = reading.problems
+    assert problem.reason == (
+        "' 10.6.0.1/32 ' is not in CIDR notation (write it without blanks); "
+        "' 10.6.0.2/32' is not in CIDR notation (write it without blanks); '' is not in CIDR notation; "
+        "'nope' is not in CIDR notation"
+    )
+
+
+def test_networks_that_are_malformed_are_counted_where_there_are_many() -> None:
+    (problem,) = read({"allowed-location-ips": ",".join(["x"] * 1000)}).problems
+    assert problem.reason.count("'x' is not in CIDR notation") == MOST_NAMED
+    assert problem.reason.endswith(f"; and {1000 - MOST_NAMED} more")
+
+
+@pytest.mark.parametrize("name", ["internal-ip", "force-internal-ip", "wireguard-ip", "cni-compatibility-ip"])
+def test_address_with_blanks_is_left_out_and_named_with_what_to_do(name: str) -> None:
+    reading = read({name: "10.6.0.1/32 "})
+    assert reading.node == Node(name="n")
+    assert [p.reason for p in reading.problems] == [
+        "'10.6.0.1/32 ' is not in CIDR notation (write it without blanks)"
+    ]
+
+
+def test_peer_names_all_of_its_networks_that_are_malformed() -> None:
+    (problem,) = peer(allowedIPs=["10.0.0.1/32", " 10.0.0.2/32", "bad"]).problems
+    assert problem.field == "spec.allowedIPs"
+    assert "' 10.0.0.2/32'" in problem.reason and "'bad'" in problem.reason
+
+
+@pytest.mark.parametrize("seconds", [65536, 1 << 40, (1 << 63) - 1])
+def test_peer_keepalive_above_what_wireguard_has_is_left_out_and_named(seconds: int) -> None:
+    reading = peer(persistentKeepalive=seconds)
+    assert reading.peer == peer().peer
+    assert reading.problems == (
+        FieldProblem(
+            "spec.persistentKeepalive",
+            f"{seconds} s is not one of 0 to 65535; the Peer is used without a keepalive",
+        ),
+    )
+    assert peer(persistentKeepalive=65535).problems == ()
+
+
 def test_a_malformed_pod_cidr_is_named() -> None:
     assert [problem.field for problem in read(pod_cidr="foo").problems] == ["spec.podCIDR"]
 
@@ -176,6 +222,8 @@ READY = {"endpoint": "203.0.113.1:51820", "key": KEY}
         (READY | {"key": ""}, "10.2.0.0/24", True, "key", "not set"),
         (READY | {"key": "x"}, "10.2.0.0/24", True, "key", "not base64"),
         (READY, "", True, "spec.podCIDR", "no pod CIDR"),
+        ({}, "", True, "spec.podCIDR", "its agent announces nothing until it has one"),
+        ({}, "x", False, "spec.podCIDR", "CIDR notation"),
         (READY, "x", True, "spec.podCIDR", "CIDR notation"),
         (READY, "10.2.0.0/24", False, "last-seen", "not checked in"),
         (READY | {"last-seen": "soon"}, "10.2.0.0/24", False, "last-seen", "'soon'"),
