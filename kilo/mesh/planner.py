@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect
+from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, withheld
 from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
@@ -39,6 +39,7 @@ from kilo.model.settings import Settings
 from kilo.model.topology import Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Planned:
     ``owners``: public keys and networks that several claim, and who gets each, as in Settled.
     ``conflicts``: by a stable key, for a person: those, networks that somebody does not get, addresses
     that the subnet has in common with others, and a forced internal IP that the host does not have.
+    ``internal_ip``: the node's internal IP, or why it has none, for a person.
     """
 
     items: dict[str, PlanItem]
@@ -76,12 +78,13 @@ class Planned:
     summary: Summary
     owners: Mapping[str, str]
     conflicts: dict[str, str]
+    internal_ip: str
 
 
 def plan(inputs: Inputs) -> Planned:
     """What this host needs. Raises CannotPlan, which names what is missing."""
     settings, host = inputs.settings, inputs.host
-    addresses = detect(host, settings.internal_cidrs)
+    addresses = detect(host, settings.internal_cidrs, inputs.local.subnet)
     learnt = inputs.local.discovered_endpoints
     if inputs.wireguard is not None:
         learnt = learn(inputs.nodes.values(), inputs.peers.values(), inputs.wireguard)
@@ -115,6 +118,7 @@ def plan(inputs: Inputs) -> Planned:
         ),
         owners=settled.owners,
         conflicts=settled.conflicts if has_source else settled.conflicts | _no_source(local),
+        internal_ip=_internal_ip(local, host),
     )
 
 
@@ -134,8 +138,9 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
             address = addresses.private
         if not address:
             raise CannotPlan(
-                "no address of this host can be its endpoint: none but loopback and link-local ones"
-                " is assigned; the annotation kilo.squat.ai/force-endpoint can name one"
+                "no address of this host can be its endpoint: none is assigned but loopback and link-local"
+                " ones, and those of links that are down or of container networks;"
+                " the annotation kilo.squat.ai/force-endpoint can name one"
             )
         endpoint = Endpoint(ip_of(address), settings.port, ip_of(address))
     internal_ip = node.internal_ip if node.forced_internal_ip else addresses.private
@@ -184,6 +189,22 @@ def _interface(
         private_ip=private,
         subnet=topology.subnet,
     )
+
+
+def _internal_ip(local: Node, host: HostFacts) -> str:
+    """The internal IP of the local node, or why it has none."""
+    if local.internal_ip:
+        return address_text(local.internal_ip)
+    if local.no_internal_ip:
+        return "none, by the annotation kilo.squat.ai/force-internal-ip"
+    found = withheld(host, local.subnet)
+    if not found:
+        return "none"
+    names = [f"{ip_of(w.interface)} does not count ({w.link} {w.reason})" for w in found[:_MOST_NAMES]]
+    if len(found) > _MOST_NAMES:
+        names.append(f"{len(found) - _MOST_NAMES} more")
+    annotation = f"kilo.squat.ai/force-internal-ip={found[0].interface}"
+    return f"none: {', '.join(names)}; annotate node {local.name} with {annotation} if it is to count"
 
 
 def _no_source(local: Node) -> dict[str, str]:
