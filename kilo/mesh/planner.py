@@ -16,6 +16,7 @@ import msgspec
 from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, withheld
 from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
+from kilo.mesh.discovered import DiscoveredEndpoints
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
 from kilo.mesh.owners import NOTHING, Known
@@ -89,9 +90,11 @@ def plan(inputs: Inputs) -> Planned:
     if inputs.wireguard is not None:
         learnt = learn(inputs.nodes.values(), inputs.peers.values(), inputs.wireguard)
     local = local_node(inputs.local, host, addresses, settings)
-    local = msgspec.structs.replace(local, discovered_endpoints=learnt)
     nodes = {**inputs.nodes, local.name: local}
-    topology = build(nodes.values(), inputs.peers.values(), settings)
+    discovered = DiscoveredEndpoints(nodes, inputs.peers.values(), settings)
+    local = msgspec.structs.replace(local, discovered_endpoints=discovered.announced(learnt))
+    nodes = {**nodes, local.name: local}
+    topology = discovered.accepted(build(nodes.values(), inputs.peers.values(), settings))
     settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
@@ -103,6 +106,7 @@ def plan(inputs: Inputs) -> Planned:
         items[tunnel.key] = tunnel
     if inputs.api:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
+    conflicts = settled.conflicts | discovered.conflicts
     return Planned(
         items=items,
         announcement=_announcement(topology, settings),
@@ -117,7 +121,7 @@ def plan(inputs: Inputs) -> Planned:
             segments=len(topology.segments),
         ),
         owners=settled.owners,
-        conflicts=settled.conflicts if has_source else settled.conflicts | _no_source(local),
+        conflicts=conflicts if has_source else conflicts | _no_source(local),
         internal_ip=_internal_ip(local, host),
     )
 
