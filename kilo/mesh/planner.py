@@ -17,6 +17,7 @@ from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, de
 from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.discovered import DiscoveredEndpoints
+from kilo.mesh.duplicates import duplicates
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
 from kilo.mesh.owners import NOTHING, Known
@@ -106,7 +107,9 @@ def plan(inputs: Inputs) -> Planned:
         items[tunnel.key] = tunnel
     if inputs.api:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
-    conflicts = settled.conflicts | discovered.conflicts
+    twice = duplicates(topology, host)
+    twice.withhold(items)
+    conflicts = settled.conflicts | discovered.conflicts | twice.conflicts
     return Planned(
         items=items,
         announcement=_announcement(topology, settings),
