@@ -33,6 +33,7 @@ class DiscoveredEndpoints:
         self._nodes = nodes
         self._peers = tuple(peers)
         self._settings = settings
+        self._verdicts: dict[tuple[str, str], str] = {}
         self._refused: dict[tuple[str, str, str, str], list[str]] = {}
         """Name, endpoint, reason and outcome of each that is refused, and what found it."""
 
@@ -83,12 +84,18 @@ class DiscoveredEndpoints:
         endpoint is never looked up."""
         if address is None or not address.ip or key not in self._owners:
             return ""
-        if reason := unusable_endpoint(address.ip):
+        known = self._verdicts.get((key, address.ip))
+        if known is None:
+            known = self._verdicts[key, address.ip] = self._judge(key, address.ip)
+        return known
+
+    def _judge(self, key: str, ip: str) -> str:
+        if reason := unusable_endpoint(ip):
             return reason
         _, internal_ip, allowed_ips = self._owners[key]
-        if address.ip == internal_ip:
+        if ip == internal_ip:
             return ""  # it has no route through WireGuard while it is the endpoint
-        return self._overlay.holds(address.ip, filter(_is_routed, allowed_ips))
+        return self._overlay.holds(ip, filter(_is_routed, allowed_ips))
 
     @cached_property
     def _overlay(self) -> Overlay:
