@@ -177,7 +177,7 @@ READY = {"endpoint": "203.0.113.1:51820", "key": KEY}
         (READY | {"key": "x"}, "10.2.0.0/24", True, "key", "not base64"),
         (READY, "", True, "spec.podCIDR", "no pod CIDR"),
         (READY, "x", True, "spec.podCIDR", "CIDR notation"),
-        (READY, "10.2.0.0/24", False, "last-seen", "not checked in"),
+        (READY, "10.2.0.0/24", False, "last-seen", "does an agent run there?"),
         (READY | {"last-seen": "soon"}, "10.2.0.0/24", False, "last-seen", "'soon'"),
     ],
 )
