@@ -7,14 +7,15 @@ everywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 from kilo.mesh.endpoints import Overlay, unusable_endpoint
 from kilo.mesh.owners import name_of
 from kilo.mesh.topology import Topology, location_of
-from kilo.model.net import address_text, parse_interface, single
+from kilo.model.net import address_text, parse_interface
 from kilo.model.node import Endpoint, Node, Peer, UDPAddress
 from kilo.model.settings import Settings
 
@@ -24,6 +25,15 @@ _WIDEST = {4: 8, 6: 7}
 
 Discovered = Mapping[str, UDPAddress | None]
 """By public key; None stands for an endpoint that was lost."""
+
+
+class _Owner(NamedTuple):
+    """A Peer, or a node with the ``internal_ips`` (IP) of its location. ``networks``: of its WireGuard peer
+    (Network or Interface), but for pod CIDRs and internal IPs."""
+
+    name: str
+    internal_ips: Collection[str]
+    networks: Iterable[str]
 
 
 class DiscoveredEndpoints:
@@ -75,7 +85,7 @@ class DiscoveredEndpoints:
         return {key: "; ".join(sorted(several)[:_MOST_NAMES]) for key, several in texts.items()}
 
     def _refuse(self, key: str, address: UDPAddress | None, reason: str, outcome: str, finder: str) -> None:
-        name = self._owners[key][0]
+        name = self._owners[key].name
         where = str(Endpoint(address.ip, address.port)) if address else ""
         self._refused.setdefault((name, where, reason, outcome), []).append(finder)
 
@@ -92,37 +102,31 @@ class DiscoveredEndpoints:
     def _judge(self, key: str, ip: str) -> str:
         if reason := unusable_endpoint(ip):
             return reason
-        _, internal_ip, allowed_ips = self._owners[key]
-        if ip == internal_ip:
+        owner = self._owners[key]
+        if ip in owner.internal_ips:
             return ""  # it has no route through WireGuard while it is the endpoint
-        return self._overlay.holds(ip, filter(_is_routed, allowed_ips))
+        return self._overlay.holds(ip, filter(_is_routed, owner.networks))
 
     @cached_property
     def _overlay(self) -> Overlay:
         return Overlay(self._settings.subnet, [node.subnet for node in self._nodes.values()])
 
     @cached_property
-    def _owners(self) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-        """By public key, those that have a keepalive: name, internal IP (IP or ""), and allowed IPs."""
-        members = [node for node in self._nodes.values() if node.persistent_keepalive]
-        peers = [peer for peer in self._peers if peer.persistent_keepalive]
-        owners = {peer.public_key: (name_of(peer), "", peer.allowed_ips) for peer in peers}
-        for node in members:
-            internal_ip = address_text(node.internal_ip) if node.internal_ip else ""
-            location = location_of(node, self._settings.mesh_granularity)
-            owners[node.key] = (name_of(node), internal_ip, tuple(self._allowed_of_locations[location]))
-        return owners
-
-    @cached_property
-    def _allowed_of_locations(self) -> dict[str, list[str]]:
-        """Internal IPs and allowed location IPs: a leader's WireGuard peer has those of its location."""
-        allowed: dict[str, list[str]] = {}
+    def _owners(self) -> dict[str, _Owner]:
+        """Those that have a keepalive, by public key."""
+        granularity = self._settings.mesh_granularity
+        locations: dict[str, tuple[set[str], list[str]]] = {}
         for node in self._nodes.values():
-            found = allowed.setdefault(location_of(node, self._settings.mesh_granularity), [])
-            found += node.allowed_location_ips
+            ips, networks = locations.setdefault(location_of(node, granularity), (set(), []))
+            networks += node.allowed_location_ips
             if node.internal_ip:
-                found.append(single(address_text(node.internal_ip)))
-        return allowed
+                ips.add(address_text(node.internal_ip))
+        peers = [peer for peer in self._peers if peer.persistent_keepalive]
+        owners = {peer.public_key: _Owner(name_of(peer), frozenset(), peer.allowed_ips) for peer in peers}
+        for node in self._nodes.values():
+            if node.persistent_keepalive:
+                owners[node.key] = _Owner(name_of(node), *locations[location_of(node, granularity)])
+        return owners
 
 
 def _is_routed(network: str) -> bool:
