@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from kilo.config import Config
+from kilo.mesh.addresses import HostAddresses, detect
 from kilo.model.host import Link
 from kilo.netctl.facts import HostnameIPs, host_facts, resolve
 from kilo.netctl.host import Host as HostView
@@ -140,6 +141,31 @@ def test_facts_say_what_decides_whether_a_link_gives_the_internal_ip(host: Host,
         "br0": ("bridge", True, True),
         "cni0": ("bridge", False, False),
     }
+
+
+@pytest.mark.parametrize("name", ["docker0", "guests"])
+def test_bridge_of_containers_gives_a_host_with_a_public_address_no_internal_ip(
+    host: Host, view: HostView, name: str
+) -> None:
+    """From the kernel's links to the planner's choice."""
+    ip("addr flush dev eth0")
+    ip("addr add 203.0.113.5/24 dev eth0")
+    ip("route add default via 203.0.113.1")
+    ip(f"link add {name} type bridge")
+    ip(f"addr add 172.17.0.1/16 dev {name}")
+
+    def found() -> HostAddresses:
+        view.load()
+        view.load_default()
+        return detect(host_facts(view, Config(interface="kilo0"), "KEY=", (), ""))
+
+    assert found() == HostAddresses("", "203.0.113.5/24"), "it is down"
+    ip(f"link set {name} up")
+    ip("link add pod type veth peer name pod-far")
+    ip(f"link set pod master {name} up")
+    assert found() == HostAddresses("", "203.0.113.5/24")
+    ip("addr add 10.7.0.5/24 dev eth0")
+    assert found() == HostAddresses("10.7.0.5/24", "203.0.113.5/24")
 
 
 def test_facts_of_a_host_whose_cable_was_out_are_as_before(host: Host, view: HostView) -> None:
