@@ -84,13 +84,19 @@ def detect(facts: HostFacts, internal_cidrs: Iterable[str] = (), pod_cidr: str =
     return HostAddresses(private, public or private)
 
 
-def withheld(facts: HostFacts, pod_cidr: str = "") -> tuple[Withheld, ...]:
-    """The private addresses that cannot be the internal IP because of their links, each once."""
-    found = {
-        c.interface: Withheld(c.interface, c.link.name, c.unfit)
-        for c in _in_order(facts, pod_cidr)
-        if c.unfit and is_private(ip_of(c.interface))
-    }
+def withheld(
+    facts: HostFacts, internal_cidrs: Iterable[str] = (), pod_cidr: str = ""
+) -> tuple[Withheld, ...]:
+    """The private addresses that cannot be the internal IP because of their links, each once.
+
+    Arguments as of ``detect``.
+    """
+    within = tuple(internal_cidrs)
+    found = {}
+    for interface, link, unfit, *_ in _in_order(facts, pod_cidr):
+        ip = ip_of(interface)
+        if unfit and is_private(ip) and (not within or any(contains(network, ip) for network in within)):
+            found[interface] = Withheld(interface, link.name, unfit)
     return tuple(found.values())
 
 

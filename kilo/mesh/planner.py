@@ -8,7 +8,7 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -125,7 +125,7 @@ def plan(inputs: Inputs) -> Planned:
         ),
         owners=settled.owners,
         conflicts=conflicts if has_source else conflicts | _no_source(local),
-        internal_ip=_internal_ip(local, host),
+        internal_ip=_internal_ip(local, host, settings.internal_cidrs),
     )
 
 
@@ -198,13 +198,15 @@ def _interface(
     )
 
 
-def _internal_ip(local: Node, host: HostFacts) -> str:
+def _internal_ip(local: Node, host: HostFacts, internal_cidrs: Sequence[str]) -> str:
     """The internal IP of the local node, or why it has none."""
     if local.internal_ip:
         return address_text(local.internal_ip)
     if local.no_internal_ip:
         return "none, by the annotation kilo.squat.ai/force-internal-ip"
-    found = withheld(host, local.subnet)
+    found = withheld(host, internal_cidrs, local.subnet)
+    if not found and internal_cidrs:
+        return f"none: no private address of this host is in --internal-cidr {', '.join(internal_cidrs)}"
     if not found:
         return "none"
     names = [f"{ip_of(w.interface)} does not count ({w.link} {w.reason})" for w in found[:_MOST_NAMES]]

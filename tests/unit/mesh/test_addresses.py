@@ -144,7 +144,9 @@ def with_links(*links: Link, **facts: Any) -> HostFacts:
 def test_internal_ip_on_link_of_no_lan_is_withheld_and_named(link: Link) -> None:
     facts = with_links(PUBLIC, link)
     assert detect(facts, pod_cidr="10.2.1.0/24") == HostAddresses("", "203.0.113.1/24")
-    assert [(w.interface, w.link) for w in withheld(facts, "10.2.1.0/24")] == [(link.addresses[0], link.name)]
+    assert [(w.interface, w.link) for w in withheld(facts, (), "10.2.1.0/24")] == [
+        (link.addresses[0], link.name)
+    ]
 
 
 @pytest.mark.parametrize(

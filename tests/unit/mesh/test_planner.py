@@ -271,6 +271,16 @@ def test_address_of_a_service_is_no_internal_ip_and_that_is_said() -> None:
     assert wanted.internal_ip == "10.233.0.1"
 
 
+def test_internal_cidr_that_holds_no_address_is_named_where_there_is_no_internal_ip() -> None:
+    result = alone(BARE, internal_cidrs=("10.9.0.0/16", "fd00::/16"))
+    assert (
+        result.internal_ip
+        == "none: no private address of this host is in --internal-cidr 10.9.0.0/16, fd00::/16"
+    )
+    on = HostFacts(key("host"), links=(*HOST.links, SERVICES), default_link="eth0")
+    assert "--internal-cidr" in alone(BARE, on, internal_cidrs=("172.16.0.0/12",)).internal_ip
+
+
 def test_internal_ip_of_a_host_with_public_addresses_alone_is_none() -> None:
     assert alone(BARE, HostFacts(key("host"), links=PUBLIC_ALONE)).internal_ip == "none"
 
