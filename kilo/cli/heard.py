@@ -46,13 +46,15 @@ class Worker(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True):
     """``applied``: the generation that the kernel has, None if that is not known. ``leader``: whether this
-    node is the location's, ``leads``: which one is. All else is None while mesh is not heard."""
+    node is the location's, ``leads``: which one is; ``internal_ip``: the node's, or why it has none. All else
+    is None while mesh is not heard."""
 
     generation: int | None = None
     applied: int | None = None
     location: str | None = None
     leader: bool | None = None
     leads: str | None = None
+    internal_ip: str | None = None
     nodes: int | None = None
     segments: int | None = None
     peers: int | None = None
@@ -220,6 +222,7 @@ class Heard:
             location=summary.location,
             leader=summary.leader,
             leads=self._leader_of(summary.location),
+            internal_ip=self._internal_ip(),
             nodes=summary.nodes,
             segments=summary.segments,
             peers=summary.peers,
@@ -237,9 +240,14 @@ class Heard:
             applied=applied,
             location=mesh.info.get("segment") if mesh else None,
             leader=None if leader is None else bool(leader),
+            internal_ip=self._internal_ip(),
             nodes=_gauge(mesh, "nodes"),
             peers=_gauge(mesh, "peers"),
         )
+
+    def _internal_ip(self) -> str | None:
+        mesh = self.states.get("mesh")
+        return mesh.info.get("internal_ip") if mesh else None
 
     def _leader_of(self, location: str) -> str | None:
         for item in self._topology.values():

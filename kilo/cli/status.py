@@ -54,6 +54,8 @@ def text_of(status: Status) -> str:
         lines.append(f"  {status.note}")
     lines += ["", *_table(_rows(status.workers)), *_sandbox_lines(status.workers)]
     lines += ["", _plan_line(status.plan)]
+    if status.plan and status.plan.internal_ip:
+        lines.append(f"internal IP: {status.plan.internal_ip}")
     if status.firewall:
         lines.append(f"firewall: {status.firewall}")
     lines.append(_kernel_line(status.kernel, status.plan))

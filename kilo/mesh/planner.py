@@ -8,14 +8,23 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import msgspec
 
-from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect, private_addresses
+from kilo.mesh.addresses import (
+    HostAddresses,
+    assigned_here,
+    cilium_address,
+    detect,
+    private_addresses,
+    withheld,
+)
 from kilo.mesh.claims import Settled, label_of, settle
 from kilo.mesh.describe import peer_views
+from kilo.mesh.discovered import DiscoveredEndpoints
+from kilo.mesh.duplicates import duplicates
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
 from kilo.mesh.owners import NOTHING, Known
@@ -39,7 +48,7 @@ from kilo.model.settings import Settings
 from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
-_MOST_NAMED = 5
+_MOST_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ class Planned:
     ``owners``: public keys and networks that several claim, and who gets each, as in Settled.
     ``conflicts``: by a stable key, for a person: those, networks that somebody does not get, addresses
     that the subnet has in common with others, and a forced internal IP that the host does not have.
+    ``internal_ip``: the node's internal IP, or why it has none, for a person.
     """
 
     items: dict[str, PlanItem]
@@ -77,19 +87,22 @@ class Planned:
     summary: Summary
     owners: Mapping[str, str]
     conflicts: dict[str, str]
+    internal_ip: str
 
 
 def plan(inputs: Inputs) -> Planned:
     """What this host needs. Raises CannotPlan, which names what is missing."""
     settings, host = inputs.settings, inputs.host
-    addresses = detect(host, settings.internal_cidrs)
+    addresses = detect(host, settings.internal_cidrs, inputs.local.subnet)
     learnt = inputs.local.discovered_endpoints
     if inputs.wireguard is not None:
         learnt = learn(inputs.nodes.values(), inputs.peers.values(), inputs.wireguard)
     local = local_node(inputs.local, host, addresses, settings)
-    local = msgspec.structs.replace(local, discovered_endpoints=learnt)
     nodes = {**inputs.nodes, local.name: local}
-    topology = build(nodes.values(), inputs.peers.values(), settings)
+    discovered = DiscoveredEndpoints(nodes, inputs.peers.values(), settings)
+    local = msgspec.structs.replace(local, discovered_endpoints=discovered.announced(learnt))
+    nodes = {**nodes, local.name: local}
+    topology = discovered.accepted(build(nodes.values(), inputs.peers.values(), settings))
     settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
@@ -101,6 +114,9 @@ def plan(inputs: Inputs) -> Planned:
         items[tunnel.key] = tunnel
     if inputs.api:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
+    twice = duplicates(topology, host)
+    twice.withhold(items)
+    conflicts = settled.conflicts | discovered.conflicts | twice.conflicts
     return Planned(
         items=items,
         announcement=_announcement(topology, settings),
@@ -115,7 +131,8 @@ def plan(inputs: Inputs) -> Planned:
             segments=len(topology.segments),
         ),
         owners=settled.owners,
-        conflicts=settled.conflicts if has_source else settled.conflicts | _no_source(local),
+        conflicts=conflicts if has_source else conflicts | _no_source(local),
+        internal_ip=_internal_ip(local, host, settings.internal_cidrs),
     )
 
 
@@ -134,7 +151,7 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
         if settings.prioritise_private_addresses and addresses.private:
             address = addresses.private
         if not address:
-            raise CannotPlan(_no_address(host, settings))
+            raise CannotPlan(_no_address(host, settings, node.subnet))
         endpoint = Endpoint(ip_of(address), settings.port, ip_of(address))
     internal_ip = node.internal_ip if node.forced_internal_ip else addresses.private
     return msgspec.structs.replace(
@@ -147,16 +164,17 @@ def local_node(node: Node, host: HostFacts, addresses: HostAddresses, settings: 
     )
 
 
-def _no_address(host: HostFacts, settings: Settings) -> str:
+def _no_address(host: HostFacts, settings: Settings, pod_cidr: str) -> str:
     """Why no address of this host can be its endpoint, and what to do."""
-    found = private_addresses(host)
+    found = private_addresses(host, pod_cidr)
     if not found:
         return (
-            "no address of this host can be its endpoint: none but loopback and link-local ones"
-            " is assigned; the annotation kilo.squat.ai/force-endpoint can name one"
+            "no address of this host can be its endpoint: none is assigned but loopback and link-local"
+            " ones, and those of links that are down or of container networks;"
+            " the annotation kilo.squat.ai/force-endpoint can name one"
         )
-    shown = ", ".join(found[:_MOST_NAMED]) + (
-        f" and {len(found) - _MOST_NAMED} more" if found[_MOST_NAMED:] else ""
+    shown = ", ".join(found[:_MOST_NAMES]) + (
+        f" and {len(found) - _MOST_NAMES} more" if found[_MOST_NAMES:] else ""
     )
     return (
         f"no address of this host can be its endpoint: it has {shown}, and --internal-cidr="
@@ -200,6 +218,24 @@ def _interface(
         private_ip=private,
         subnet=topology.subnet,
     )
+
+
+def _internal_ip(local: Node, host: HostFacts, internal_cidrs: Sequence[str]) -> str:
+    """The internal IP of the local node, or why it has none."""
+    if local.internal_ip:
+        return address_text(local.internal_ip)
+    if local.no_internal_ip:
+        return "none, by the annotation kilo.squat.ai/force-internal-ip"
+    found = withheld(host, internal_cidrs, local.subnet)
+    if not found and internal_cidrs:
+        return f"none: no private address of this host is in --internal-cidr {', '.join(internal_cidrs)}"
+    if not found:
+        return "none"
+    names = [f"{ip_of(w.interface)} does not count ({w.link} {w.reason})" for w in found[:_MOST_NAMES]]
+    if len(found) > _MOST_NAMES:
+        names.append(f"{len(found) - _MOST_NAMES} more")
+    annotation = f"kilo.squat.ai/force-internal-ip={found[0].interface}"
+    return f"none: {', '.join(names)}; annotate node {local.name} with {annotation} if it is to count"
 
 
 def _no_source(local: Node) -> dict[str, str]:

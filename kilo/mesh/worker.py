@@ -243,6 +243,7 @@ class MeshWorker:
         summary = planned.summary
         self._report.gauges.update(leader=int(summary.leader), nodes=summary.nodes, peers=summary.peers)
         self._report.info["segment"] = summary.location
+        self._tell_internal_ip(planned.internal_ip, bool(planned.announcement.internal_ip))
         for gone in self._conflicts.keys() - planned.conflicts.keys():
             self._report.mend(gone)
         for key, message in planned.conflicts.items():
@@ -250,3 +251,11 @@ class MeshWorker:
                 self._report.fail(key, message, event="conflict")
         self._conflicts = planned.conflicts
         self._report.ready()
+
+    def _tell_internal_ip(self, text: str, has_one: bool) -> None:
+        """A node without an internal IP is not degraded, so this is a fact and no failure."""
+        self._report.gauges["internal_ip"] = int(has_one)
+        if self._report.info.get("internal_ip") != text:
+            self._report.info["internal_ip"] = text
+            if not has_one:
+                self._log.info("this node has no internal IP", internal_ip=text)

@@ -6,14 +6,20 @@ import msgspec
 
 
 class Link(msgspec.Struct, frozen=True, gc=False):
-    """A network interface that holds at least one address (Interface form), or the WireGuard one."""
+    """A network interface that holds at least one address (Interface form), or the WireGuard one.
+
+    ``carrier``: the link has had a carrier since it was set up. ``uplink``: a bridge that has a port which is
+    neither a container's nor a virtual machine's.
+    """
 
     name: str
     index: int
     mtu: int
     kind: str = ""
-    up: bool = False
+    up: bool = True
     addresses: tuple[str, ...] = ()
+    carrier: bool = True
+    uplink: bool = False
 
 
 class HostFacts(msgspec.Struct, frozen=True, gc=False):

@@ -25,11 +25,23 @@ def host_facts(
     Loopback and link-local addresses are left out: they identify nobody, and every pod's veth has one.
     """
     links = []
+    uplinked = host.uplinked()
     for number, link in sorted(host.links.items()):
         held = host.addresses.get(number, {})
         addresses = tuple(interface for interface in held if not is_local(ip_of(interface)))
         if addresses or link.name == config.interface:
-            links.append(Link(link.name, number, link.mtu, link.kind, link.up, addresses))
+            links.append(
+                Link(
+                    link.name,
+                    number,
+                    link.mtu,
+                    link.kind,
+                    link.up,
+                    addresses,
+                    carrier=number in host.carried,
+                    uplink=number in uplinked,
+                )
+            )
     default = host.links.get(host.default_link)
     return HostFacts(
         public_key=public_key,

@@ -33,14 +33,22 @@ from kilo.netctl.netlink.messages import (
 )
 from kilo.netctl.netlink.socket import Message, Netlink
 
+CONTAINER_PORTS = ("veth", "tun", "dummy")
+"""Kinds of links by which containers and virtual machines are ports of a bridge."""
+
 
 class Host:
-    """Interfaces by index, their addresses by text, and the index of the default route's, or 0."""
+    """Interfaces by index, their addresses by text, and the index of the default route's, or 0.
+
+    ``carried``: indexes of the interfaces that have had a carrier since they were set up. A cable that is
+    out for a moment must not give the host another address.
+    """
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
         self.links: dict[int, LinkInfo] = {}
         self.addresses: dict[int, dict[str, AddressInfo]] = {}
+        self.carried: set[int] = set()
         self.default_link = 0
         self.touched: set[int] = set()
         """Indexes of interfaces that there was news of, until somebody clears it."""
@@ -50,6 +58,9 @@ class Host:
         links = [parse_link(m) for m in self._netlink.dump(RTM_GETLINK, list_links())]
         addresses = [parse_address(m) for m in self._netlink.dump(RTM_GETADDR, list_addresses())]
         self.links = {link.number: link for link in links if link is not None}
+        self.carried &= self.links.keys()
+        for link in self.links.values():
+            self._note_carrier(link)
         self.addresses = {}
         for address in addresses:
             if address is not None:
@@ -85,12 +96,22 @@ class Host:
         link = parse_link(message)
         if link is None:
             return 0
+        number = link.number
         if message.kind == RTM_NEWLINK:
-            known = self.links.get(link.number) == link
-            self.links[link.number] = link
-            return 0 if known else link.number
-        self.addresses.pop(link.number, None)
-        return 0 if self.links.pop(link.number, None) is None else link.number
+            old, carried = self.links.get(number), number in self.carried
+            self.links[number] = link
+            self._note_carrier(link)
+            came = carried != (number in self.carried) and bool(self.addresses.get(number))
+            return number if came or _differ(old, link) else 0
+        self.addresses.pop(number, None)
+        self.carried.discard(number)
+        return 0 if self.links.pop(number, None) is None else number
+
+    def _note_carrier(self, link: LinkInfo) -> None:
+        if not link.up:
+            self.carried.discard(link.number)
+        elif link.carrier:
+            self.carried.add(link.number)
 
     def _take_address(self, message: Message) -> int:
         """The interface's index if this is news, else 0."""
@@ -103,6 +124,13 @@ class Host:
             held[address.interface] = address
             return 0 if known else address.link
         return 0 if held.pop(address.interface, None) is None else address.link
+
+    def uplinked(self) -> set[int]:
+        """Indexes of the bridges and bonds that have a port which is neither a container's nor a virtual
+        machine's."""
+        return {
+            link.master for link in self.links.values() if link.master and link.kind not in CONTAINER_PORTS
+        }
 
     def named(self, name: str) -> LinkInfo | None:
         """The interface called ``name``."""
@@ -125,6 +153,13 @@ class Host:
                 if of_version == version and first <= ip <= last and number in self.links:
                     found.add(self.links[number].name)
         return found
+
+
+def _differ(old: LinkInfo | None, new: LinkInfo) -> bool:
+    """Whether an interface is not as it was. A carrier that comes or goes, and the bridge of a container's
+    port, are no difference: every pod that starts or ends would be news."""
+    master = old.master if old and new.kind in CONTAINER_PORTS else new.master
+    return old is None or old._replace(carrier=new.carrier) != new._replace(master=master)
 
 
 class Roles:

@@ -35,6 +35,8 @@ class _Sighting:
     """When last_seen changed, or, for the first, when it says that it was written."""
     first: float
     """When the node was first seen; once last_seen has changed, no later than ``arrived``."""
+    checked_in: int
+    """Unix s of the last check-in: when last_seen changed, or, for the first, what it says; 0 for none."""
     state: str
 
 
@@ -79,12 +81,14 @@ class Liveness:
         if old is None:
             age = max(0.0, wall - last_seen)
             state = DEAD if last_seen <= 0 else ALIVE if age < LIMIT else DOUBTFUL
-            self._nodes[name] = _Sighting(last_seen, now - age, now, state)
+            checked_in = min(max(last_seen, 0), int(wall))
+            self._nodes[name] = _Sighting(last_seen, now - age, now, checked_in, state)
             return state != DEAD
         if old.last_seen == last_seen:
             return False
         was, state = old.state, ALIVE if last_seen > 0 else DEAD
         old.last_seen, old.arrived, old.first, old.state = last_seen, now, now, state
+        old.checked_in = int(wall) if last_seen > 0 else 0
         return was != state
 
     def forget(self, name: str) -> None:
@@ -98,6 +102,11 @@ class Liveness:
     def doubtful(self, name: str) -> bool:
         """Whether nothing certain was known of the node when last judged."""
         return self._state(name) == DOUBTFUL
+
+    def checked_in(self, name: str) -> int:
+        """When the node checked in last, in Unix s by the clock of this host; 0 if it has not."""
+        node = self._nodes.get(name)
+        return node.checked_in if node else 0
 
     def _state(self, name: str) -> str:
         node = self._nodes.get(name)

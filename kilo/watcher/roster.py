@@ -40,6 +40,12 @@ IN_DOUBT = (
     "has not changed since this agent started, and is too old to tell whether the node is alive:"
     " it takes part only if this host has its route already, until it has had 60 s to check in"
 )
+ANNOUNCED_WITHIN = 60.0
+"""Seconds that this agent has, from when it first sees its own node, to announce it."""
+ANNOUNCED = ("endpoint", "key", "last-seen")
+"""The fields of a node that takes part which its own agent writes."""
+NOT_ANNOUNCED = f"is not set: this agent has announced nothing in {ANNOUNCED_WITHIN:g} s"
+ANNOUNCEMENT_LOST = "is not set, although this agent has announced it: something else has removed it"
 V = TypeVar("V", contravariant=True)
 
 
@@ -92,6 +98,9 @@ class Roster:
         self._users: dict[str, set[tuple[str, str]]] = {}
         self._uses: dict[tuple[str, str], str] = {}
         self._ready: dict[str, set[str]] = {NODE: set(), PEER: set()}
+        self._own_announced = False
+        self._own_due = 0.0
+        """Unix s by which the own node must have been announced, 0 until it is seen unannounced."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -159,6 +168,7 @@ class Roster:
             self.liveness.forget(name)
             if name == self._own_name:
                 self._members.remove(LOCAL)
+                self._own_announced, self._own_due = False, 0.0
         else:
             self._peers.pop(name, None)
         self._put(kind, name, None)
@@ -177,6 +187,8 @@ class Roster:
         for name in self.liveness.judge():
             if name in self._nodes:
                 self._refresh_node(name, wall)
+        if self._own_due and wall >= self._own_due and not self._own_announced:
+            self._refresh_node(self._own_name, wall)
 
     def resolved(self, name: str, wall: float) -> None:
         """The address of a DNS name is another than before, or its failure is."""
@@ -203,9 +215,11 @@ class Roster:
         node, problems = reading.node, [*reading.problems]
         own = name == self._own_name
         doubtful = self.liveness.doubtful(name)
-        missing = not_ready_reason(node, doubtful or self.liveness.alive(name), reading.problems)
-        if missing and missing.field not in dict(problems):
-            problems.append(missing)
+        alive, checked_in = doubtful or self.liveness.alive(name), self.liveness.checked_in(name)
+        missing = not_ready_reason(node, alive, reading.problems, checked_in)
+        told = self._missing_of_own(missing, reading, wall) if own else missing
+        if told and told.field not in dict(problems):
+            problems.append(told)
         if doubtful and not missing and not own:
             node = msgspec.structs.replace(node, doubtful=True)
             problems.append(FieldProblem("last-seen", IN_DOUBT))
@@ -217,6 +231,21 @@ class Roster:
         if own:
             self._members.put(LOCAL, node)
         self._set_problems(NODE, name, problems, wall)
+
+    def _missing_of_own(
+        self, missing: FieldProblem | None, reading: NodeReading, wall: float
+    ) -> FieldProblem | None:
+        """The problem of the own node that ``missing`` keeps out of the mesh: None for an agent that has only
+        started, since it is about to announce the node."""
+        if missing is None:
+            self._own_announced = True
+        if missing is None or missing.field not in ANNOUNCED or missing in reading.problems:
+            return missing
+        if self._own_announced:
+            is_lost = missing.field != "last-seen" or not self.liveness.checked_in(self._own_name)
+            return FieldProblem(missing.field, ANNOUNCEMENT_LOST) if is_lost else missing
+        self._own_due = self._own_due or wall + ANNOUNCED_WITHIN
+        return FieldProblem(missing.field, NOT_ANNOUNCED) if wall >= self._own_due else None
 
     def _refresh_peer(self, name: str, wall: float) -> None:
         refused = self._refused.get((PEER, name))
@@ -289,7 +318,10 @@ class Roster:
             if old and old.reason == reason:
                 after[field] = old
             else:
-                after[field] = Problem(kind, name, field, reason, old.since if old else int(wall))
+                since = old.since if old else int(wall)
+                if field == "last-seen":  # so that the age of the last check-in is shown
+                    since = self.liveness.checked_in(name) or since
+                after[field] = Problem(kind, name, field, reason, since)
         for field, problem in before.items():
             if field not in after:
                 self._problems.remove(f"{kind}/{name}/{field}")

@@ -8,6 +8,7 @@ the prefix, or as a path such as ``spec.podCIDR``. Used by the watcher and by ``
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -249,10 +250,13 @@ def is_alive(last_seen: int, now: int) -> bool:
     return now - last_seen < CHECKED_IN_WITHIN
 
 
-def not_ready_reason(node: Node, alive: bool, problems: Iterable[FieldProblem] = ()) -> FieldProblem | None:
+def not_ready_reason(
+    node: Node, alive: bool, problems: Iterable[FieldProblem] = (), checked_in: int = 0
+) -> FieldProblem | None:
     """Why ``node`` takes no part in the mesh, None if it does.
 
     ``problems``: of its reading; they give the reason where a field is malformed and not just missing.
+    ``checked_in``: Unix s of the last check-in, 0 for none.
     """
     reasons = dict(problems)
     if not node.subnet:
@@ -265,8 +269,16 @@ def not_ready_reason(node: Node, alive: bool, problems: Iterable[FieldProblem] =
     if not node.key:
         return FieldProblem("key", reasons.get("key", "is not set; does an agent run there?"))
     if not alive:
-        return FieldProblem("last-seen", reasons.get("last-seen", "the node has not checked in lately"))
+        return FieldProblem("last-seen", reasons.get("last-seen", _not_checked_in(checked_in)))
     return None
+
+
+def _not_checked_in(checked_in: int) -> str:
+    """The reason of a node that is not alive. The time and not the age: the same problem keeps its text."""
+    if not checked_in:
+        return "is not set; does an agent run there?"
+    at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(checked_in))
+    return f"the node has not checked in since {at}"
 
 
 def peer_from(obj: PeerObject) -> PeerReading:

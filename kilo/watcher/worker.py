@@ -272,6 +272,8 @@ class WatcherWorker:
         if ended:
             self._log.info("problem ended", **who)
         else:
+            if problem.field == "last-seen" and (age := int(time.time()) - problem.since) > 0:
+                who["age"] = f"{age} s"
             self._log.warn("takes no part in the mesh, or only in part", **who, reason=problem.reason)
 
     # From time.

@@ -29,8 +29,8 @@ MAIN_TABLE = 254
 PROTOCOL_UNSPEC, PROTOCOL_KERNEL, PROTOCOL_BOOT, PROTOCOL_STATIC = 0, 2, 3, 4
 UNICAST = 1
 
-_IFF_UP = 0x1
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_EXT_MASK = 3, 4, 18, 29
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_EXT_MASK = 3, 4, 10, 18, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _UDP_PORT = {"vxlan": 15, "geneve": 5, "bareudp": 1}
 """Of each kind of tunnel, the attribute that has its UDP port, in network order."""
@@ -52,13 +52,19 @@ _RULE = struct.Struct("=BBBBBBBBI")
 
 
 class LinkInfo(NamedTuple):
-    """A network interface; ``number`` is its index. ``kind`` is "" for one made of hardware."""
+    """A network interface; ``number`` is its index. ``kind`` is "" for one made of hardware.
+
+    ``carrier``: its operational state is up, or unknown. ``master``: the index of the bridge or bond of
+    which it is a port, 0 for none.
+    """
 
     number: int
     name: str
     mtu: int
     kind: str
     up: bool
+    carrier: bool = True
+    master: int = 0
 
 
 class AddressInfo(NamedTuple):
@@ -132,6 +138,8 @@ def parse_link(message: Message) -> LinkInfo | None:
         mtu=U32.unpack(found[_IFLA_MTU])[0] if _IFLA_MTU in found else 0,
         kind=as_text(parse(info, 0, len(info)).get(_IFLA_INFO_KIND, b"")),
         up=bool(flags & _IFF_UP),
+        carrier=bool(flags & _IFF_RUNNING),
+        master=U32.unpack(found[_IFLA_MASTER])[0] if _IFLA_MASTER in found else 0,
     )
 
 

@@ -235,6 +235,7 @@ def test_status_as_json_has_all_that_the_text_has(workers: Workers, tmp_path: Pa
         "location": "location:a",
         "leader": True,
         "leads": "n1",
+        "internal_ip": None,
         "nodes": 4,
         "segments": 3,
         "peers": 1,

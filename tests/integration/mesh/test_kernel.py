@@ -125,3 +125,22 @@ def test_no_route_is_in_the_way_of_one_of_the_kernels_own(network: str) -> None:
     result = planned(state, "n1", host=facts, encapsulate="never")
     apply(result, facts)
     assert "proto kernel scope link" in ip(f"route show exact {network}")
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("hostname", ["n1", "n2"])
+@pytest.mark.parametrize("encapsulate", ["never", "always"])
+@pytest.mark.parametrize("other", ["10.0.0.{}/24", "10.0.0.{}/32", "10.4.0.2/32", "10.0.0.{}/30"])
+def test_no_gateway_is_an_address_of_this_host(hostname: str, encapsulate: str, other: str) -> None:
+    """A link here has the address of the neighbour, or the WireGuard address of another location; and the
+    third neighbour's is a broadcast address here."""
+    state = cluster(
+        *STATES["two locations"][0], node("n9", "x", internal_ip="10.0.0.3/24"), peer("p", "10.5.0.1/32")
+    )
+    ip("link add eth1 up type bridge")
+    more = Link("eth1", 3, 1500, addresses=(other.format(3 - int(hostname[1:])),))
+    facts = host_of(next(n for n in state[0] if n.name == hostname))
+    facts = msgspec.structs.replace(facts, links=(*facts.links, more))
+    result = planned(state, hostname, host=facts, encapsulate=encapsulate)
+    apply(result, facts)
+    assert result.conflicts

@@ -435,6 +435,20 @@ def test_a_new_address_of_the_host_is_announced(mesh: Mesh) -> None:
     eventually(lambda: mesh.heard["announce"].state["announce"].internal_ip == "10.0.0.77/24")
 
 
+def test_host_whose_address_is_a_services_has_no_internal_ip_and_says_so(mesh: Mesh) -> None:
+    feed(mesh)
+    eventually(lambda: mesh.state.gauges.get("internal_ip") == 1)
+    links = (
+        Link("eth0", 2, 1500, addresses=("203.0.113.1/24",)),
+        Link("kube-ipvs0", 3, 1500, "dummy", False, ("10.233.0.1/32",)),
+    )
+    mesh.bus.put(HOST, host=HostFacts(LOCAL.key, links=links, default_link="eth0"))
+    eventually(lambda: mesh.heard["announce"].state["announce"].internal_ip == "")
+    eventually(lambda: mesh.state.gauges["internal_ip"] == 0)
+    assert "10.233.0.1 does not count (kube-ipvs0 is down)" in mesh.state.info["internal_ip"]
+    assert set(mesh.state.failing) == {"subnet/broadcast"}, "a node without an internal IP is not degraded"
+
+
 @pytest.mark.timing
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_it_ends_when_told(mesh: Mesh, number: int) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from kilo.config import Config
+from kilo.mesh.addresses import HostAddresses, detect
 from kilo.model.host import Link
 from kilo.netctl.facts import HostnameIPs, host_facts, resolve
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.host import Roles
-from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, LinkInfo
-from kilo.netctl.netlink.socket import NETLINK_ROUTE, Events, Netlink
+from kilo.netctl.netlink.attributes import attribute, nested, text, u32
+from kilo.netctl.netlink.messages import GROUP_LINK, GROUPS_ADDRESS, RTM_NEWLINK, AddressInfo, LinkInfo
+from kilo.netctl.netlink.socket import NETLINK_ROUTE, Events, Message, Netlink
 from tests.feeding import within
 from tests.integration.netctl.hosts import Host, ip
 
@@ -113,11 +116,125 @@ def test_facts_leave_out_what_identifies_nobody(host: Host, view: HostView) -> N
     number = {link.name: n for n, link in view.links.items()}
     assert facts.links == (
         Link("eth0", number["eth0"], 1500, "veth", True, ("10.1.0.10/24", "203.0.113.5/24")),
-        Link("kilo0", number["kilo0"], 1500, "bridge", False, ()),
+        Link("kilo0", number["kilo0"], 1500, "bridge", False, (), carrier=False),
     )
     assert facts.default_link == "eth0"
     assert facts.ignored_links == ("kilo0", "cilium_tunl", "tunl0", "kube-bridge")
     assert (facts.public_key, facts.hostname_ips, facts.wireguard) == ("KEY=", ("10.1.0.10",), "kernel")
+
+
+def test_facts_say_what_decides_whether_a_link_gives_the_internal_ip(host: Host, view: HostView) -> None:
+    ip("link add br0 type bridge")
+    ip("addr add 10.7.0.1/24 dev br0")
+    ip("link set br0 up")
+    ip("link add cni0 type bridge")
+    ip("addr add 10.42.0.1/24 dev cni0")
+    ip("link add pod type veth peer name pod-far")
+    ip("link set pod master cni0")
+    view.load()
+    up = next(link for link in view.links.values() if link.name == "eth0-far")
+    wired = up._replace(kind="", number=99, name="nic", master=view.named("br0").number)  # type: ignore[union-attr]
+    view.links[99] = wired
+    facts = host_facts(view, Config(interface="kilo0"), "KEY=", (), "")
+    found = {link.name: (link.kind, link.up, link.uplink) for link in facts.links}
+    assert found == {
+        "eth0": ("veth", True, False),
+        "br0": ("bridge", True, True),
+        "cni0": ("bridge", False, False),
+    }
+
+
+@pytest.mark.parametrize("name", ["docker0", "guests"])
+def test_bridge_of_containers_gives_a_host_with_a_public_address_no_internal_ip(
+    host: Host, view: HostView, name: str
+) -> None:
+    """From the kernel's links to the planner's choice."""
+    ip("addr flush dev eth0")
+    ip("addr add 203.0.113.5/24 dev eth0")
+    ip("route add default via 203.0.113.1")
+    ip(f"link add {name} type bridge")
+    ip(f"addr add 172.17.0.1/16 dev {name}")
+
+    def found() -> HostAddresses:
+        view.load()
+        view.load_default()
+        return detect(host_facts(view, Config(interface="kilo0"), "KEY=", (), ""))
+
+    assert found() == HostAddresses("", "203.0.113.5/24"), "it is down"
+    ip(f"link set {name} up")
+    ip("link add pod type veth peer name pod-far")
+    ip(f"link set pod master {name} up")
+    assert found() == HostAddresses("", "203.0.113.5/24")
+    ip("addr add 10.7.0.5/24 dev eth0")
+    assert found() == HostAddresses("10.7.0.5/24", "203.0.113.5/24")
+
+
+def test_facts_of_a_host_whose_cable_was_out_are_as_before(host: Host, view: HostView) -> None:
+    def facts() -> Link:
+        return next(k for k in host_facts(view, Config(interface="kilo0"), "KEY=", (), "").links)
+
+    before = facts()
+    with contextlib.closing(Events(NETLINK_ROUTE, [GROUP_LINK])) as events:
+
+        def heard() -> list[bool]:
+            return [view.take(message) for message in events.read(100)]
+
+        ip("link set eth0-far down")
+        taken: list[bool] = []
+
+        def is_out() -> bool:
+            taken.extend(heard())
+            return not view.named("eth0").carrier  # type: ignore[union-attr]
+
+        within(1.0, is_out, "the carrier is lost")
+        assert before.carrier and facts() == before
+        view.load()
+        assert facts() == before
+        ip("link set eth0 down")
+        within(1.0, lambda: any(heard()), "the link is set down")
+        assert (facts().up, facts().carrier) == (False, False)
+        ip("link set eth0 up")
+        within(1.0, lambda: any(heard()), "the link is set up")
+        assert (facts().up, facts().carrier) == (True, False)
+        ip("link set eth0-far up")
+        within(1.0, lambda: bool(heard()) and facts().carrier, "the carrier is back")
+
+
+@pytest.fixture
+def empty() -> Iterator[HostView]:
+    """A host of which nothing is known yet."""
+    with contextlib.closing(Netlink()) as netlink:
+        yield HostView(netlink)
+
+
+def link_news(name: str, kind: str, *, up: bool = True, carrier: bool = True, master: int = 0) -> Message:
+    """An event that says how the interface 7 is now."""
+    body = struct.pack("=BxHiII", 0, 0, 7, up | (0x40 if carrier else 0), 0)
+    body += text(3, name) + u32(4, 1500) + nested(18, attribute(1, kind.encode()))
+    body += u32(10, master) if master else b""
+    return Message(RTM_NEWLINK, 0, 0, body, 0, len(body))
+
+
+@pytest.mark.parametrize(("kind", "is_news"), [("veth", False), ("tun", False), ("vlan", True)])
+def test_port_that_joins_a_bridge_is_news_unless_it_is_a_containers(
+    empty: HostView, kind: str, is_news: bool
+) -> None:
+    assert empty.take(link_news("port", kind))
+    assert empty.take(link_news("port", kind, master=9)) is is_news
+    assert empty.take(link_news("port", kind)) is is_news
+
+
+def test_carrier_of_a_link_without_address_is_no_news(empty: HostView) -> None:
+    assert empty.take(link_news("port", "vlan", carrier=False))
+    assert not empty.take(link_news("port", "vlan"))
+    assert not empty.take(link_news("port", "vlan", carrier=False))
+    assert empty.carried == {7}
+    assert empty.take(link_news("port", "vlan", up=False, carrier=False))
+    assert empty.take(link_news("port", "vlan", carrier=False))
+    empty.addresses[7] = {"10.1.0.1/24": AddressInfo(7, "10.1.0.1/24", 0)}
+    assert empty.take(link_news("port", "vlan")), "the first carrier decides whether the address counts"
+    assert not empty.take(link_news("port", "vlan", carrier=False))
+    assert not empty.take(link_news("port", "vlan"))
 
 
 def test_a_role_changes_the_generation_only_when_it_moves() -> None:

@@ -224,8 +224,8 @@ def test_links_and_addresses_are_read(host: Host, netlink: Netlink) -> None:
     ip("addr add 203.0.113.1 peer 203.0.113.2/32 dev eth0")
     ip("addr add fd00::1/64 dev eth0 nodad")
     links = {x.name: x for x in map(m.parse_link, netlink.dump(m.RTM_GETLINK, m.list_links())) if x}
-    assert links["eth0"][2:] == (1400, "veth", True)
-    assert links["br0"][2:] == (1500, "bridge", False)
+    assert links["eth0"][2:5] == (1400, "veth", True)
+    assert links["br0"][2:] == (1500, "bridge", False, False, 0)
     found = [m.parse_address(x) for x in netlink.dump(m.RTM_GETADDR, m.list_addresses())]
     held = [a.interface for a in found if a and a.link == links["eth0"].number]
     assert held[:3] == ["10.1.0.10/24", "203.0.113.1/32", "fd00::1/64"]

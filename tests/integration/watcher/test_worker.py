@@ -292,6 +292,19 @@ def test_garbage_costs_only_itself(start: Start, admin: Admin) -> None:
     watcher.has(LOCAL, "node/own", "node/bad")
 
 
+def test_first_start_says_nothing_of_its_own_node(start: Start, admin: Admin) -> None:
+    admin.create_node("own", {}, "10.2.0.0/24")
+    admin.create_node("bare", {}, "10.2.1.0/24")
+    watcher = start()
+    watcher.has(LOCAL)
+    eventually(lambda: watcher.problems.state)
+    watcher.announce()
+    watcher.has(LOCAL, "node/own")
+    assert set(watcher.problems.state) == {"node/bare/endpoint"}
+    warned = {line["name"] for line in watcher.process.log if line["msg"].startswith("takes no part")}
+    assert warned == {"bare"}
+
+
 def test_nodes_that_were_silent_are_in_doubt_until_they_check_in(start: Start, admin: Admin) -> None:
     add(admin, "own", 1)
     add(admin, "n2", 2, last_seen=str(int(time.time()) - 3600))
@@ -300,6 +313,9 @@ def test_nodes_that_were_silent_are_in_doubt_until_they_check_in(start: Start, a
     assert watcher.cluster.state["node/n2"].doubtful
     problem = eventually(lambda: watcher.problems.state.get("node/n2/last-seen"))
     assert "too old to tell" in problem.reason
+    assert 3600 <= time.time() - problem.since < 4000, "the age"
+    (line,) = [line for line in watcher.process.log if line.get("name") == "n2"]
+    assert 3600 <= int(line["age"].removesuffix(" s")) < 4000
     admin.check_in("n2", time.time() - 3590)
     eventually(lambda: not watcher.cluster.state["node/n2"].doubtful)
     eventually(lambda: not watcher.problems.state)

@@ -28,6 +28,12 @@ def test_who_leads_is_named() -> None:
     assert "location:x, leader;" in text(plan=Plan(7, 7, "location:x", leader=True, leads="n1"))
 
 
+def test_internal_ip_that_is_missing_has_its_reason() -> None:
+    assert "internal IP" not in text()
+    plan = Plan(7, 7, "node:n1", internal_ip="none: 10.233.0.1 does not count (kube-ipvs0 is down)")
+    assert "\ninternal IP: none: 10.233.0.1 does not count (kube-ipvs0 is down)\n" in text(plan=plan)
+
+
 def test_peers_have_the_age_of_their_last_handshake() -> None:
     lines = text(wireguard=[peer("", 0), peer("b", int(time.time()) - 60, 3 << 20)]).splitlines()
     assert "2 WireGuard peers: 1 with a handshake in the last 3 minutes, 1 that never had one" in "\n".join(

@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kilo.mesh.planner import Planned, plan
-from kilo.mesh.topology import CannotPlan
+from kilo.mesh.topology import CannotPlan, build
 from kilo.model.host import HostFacts, Link, WireGuardPeerState
 from kilo.model.keys import PresharedKey
 from kilo.model.node import Announcement, Endpoint, Node, Peer, UDPAddress
 from kilo.model.plan import CniTarget, Firewall, Interface, PlannedPeer, Summary, Tunnel
-from kilo.model.topology import PeerView, TopologyHead, keepers, name_of
+from kilo.model.settings import Settings
+from kilo.model.topology import PeerView, Segment, TopologyHead, keepers, name_of
+from kilo.watcher.objects import NodeObject, NodeSpec, ObjectMeta
+from kilo.watcher.translate import annotations_of, node_from
 from tests.unit.mesh.states import STATES, at, cluster, inputs, key, node, peer, planned
 
 BARE = Node(name="n1", subnet="10.2.1.0/24")
@@ -280,3 +283,71 @@ def test_the_plan_does_not_depend_on_any_order(name: str, shuffler: Any) -> None
     shuffler.shuffle(nodes)
     shuffler.shuffle(peers)
     assert plan(inputs((nodes, peers), iptables_forward_rules=True)) == plan(given_first)
+
+
+PUBLIC_ALONE = (Link("eth0", 2, 1500, addresses=("203.0.113.1/24",)),)
+SERVICES = Link("kube-ipvs0", 3, 1500, "dummy", False, ("10.233.0.1/32",))
+
+
+def test_address_of_a_service_is_no_internal_ip_and_that_is_said() -> None:
+    on = HostFacts(key("host"), links=(*PUBLIC_ALONE, SERVICES), default_link="eth0")
+    result = alone(BARE, on)
+    assert result.announcement.internal_ip == ""
+    assert result.summary.location == "node:n1"
+    assert result.internal_ip == (
+        "none: 10.233.0.1 does not count (kube-ipvs0 is down);"
+        " annotate node n1 with kilo.squat.ai/force-internal-ip=10.233.0.1/32 if it is to count"
+    )
+    assert not result.conflicts, "a node without an internal IP is not degraded"
+    refused = node("n1", internal_ip="", no_internal_ip=True)
+    assert alone(refused, on).internal_ip == "none, by the annotation kilo.squat.ai/force-internal-ip"
+    forced = node("n1", internal_ip="10.233.0.1/32", forced_internal_ip=True)
+    assert alone(forced, on).announcement.internal_ip == "10.233.0.1/32"
+    wanted = alone(BARE, on, internal_cidrs=("10.233.0.0/18",))
+    assert wanted.announcement.internal_ip == "10.233.0.1/32"
+    assert wanted.internal_ip == "10.233.0.1"
+
+
+def test_internal_cidr_that_holds_no_address_is_named_where_there_is_no_internal_ip() -> None:
+    result = alone(BARE, internal_cidrs=("10.9.0.0/16", "fd00::/16"))
+    assert (
+        result.internal_ip
+        == "none: no private address of this host is in --internal-cidr 10.9.0.0/16, fd00::/16"
+    )
+    on = HostFacts(key("host"), links=(*HOST.links, SERVICES), default_link="eth0")
+    assert "--internal-cidr" in alone(BARE, on, internal_cidrs=("172.16.0.0/12",)).internal_ip
+
+
+def test_internal_ip_of_a_host_with_public_addresses_alone_is_none() -> None:
+    assert alone(BARE, HostFacts(key("host"), links=PUBLIC_ALONE)).internal_ip == "none"
+
+
+@pytest.mark.parametrize("granularity", ["location", "full"])
+def test_leaders_in_a_mixed_mesh_agree_where_go_agents_choose_other_addresses(granularity: str) -> None:
+    """Every agent reads what a node announces. Go agents announce the service's address of kube-ipvs0 as
+    their internal IP, and lead a location of several; ours announce none, and each leads itself."""
+    go = [
+        node(f"n{i}", "x", internal_ip="10.233.0.1/32", endpoint=at(f"203.0.113.{i}"), leader=i == 4)
+        for i in (3, 4, 5)
+    ]
+    ours = []
+    for i in (1, 2):
+        links = (Link("eth0", 2, 1500, addresses=(f"203.0.113.{i}/24",)), SERVICES)
+        bare = Node(name=f"n{i}", location="x", subnet=f"10.2.{i}.0/24")
+        on = HostFacts(key(f"n{i}"), links=links, default_link="eth0")
+        announced = annotations_of(alone(bare, on, mesh_granularity=granularity).announcement, 1)
+        annotations = {**announced, "kilo.squat.ai/location": "x"}
+        found = NodeObject(ObjectMeta(f"n{i}", annotations=annotations), NodeSpec(bare.subnet))
+        ours.append((on, node_from(found, "").node))
+    everyone = [*go, *(read for _, read in ours)]
+    views = [build(everyone, [], Settings(n.name, mesh_granularity=granularity)) for n in everyone]
+    elected = {tuple((s.location, s.hostnames[s.leader], s.wireguard_ip) for s in v.segments) for v in views}
+    assert len(elected) == 1, "by what is announced"
+    leaders = {name for _, name, _ in elected.pop()}
+    assert leaders == ({"n1", "n2", "n4"} if granularity == "location" else {f"n{i}" for i in range(1, 6)})
+    for on, read in ours:
+        planned_here = planned((everyone, []), read.name, host=on, mesh_granularity=granularity)
+        own = {
+            item.hostnames[item.leader] for item in planned_here.view.values() if isinstance(item, Segment)
+        }
+        assert own == leaders, "and in the plan of each host of ours, which is made from what it finds"

@@ -36,6 +36,16 @@ def test_a_first_timestamp_is_judged_by_the_clock() -> None:
     assert started(WALL + 3600).alive("n"), "a clock that is ahead"
 
 
+def test_last_check_in_is_when_it_was_seen_to_change_or_what_the_first_timestamp_says() -> None:
+    liveness = started(WALL - 3600)
+    assert liveness.checked_in("n") == WALL - 3600
+    liveness.sight("n", WALL + 86400, 130.0, WALL + 30.5)
+    assert liveness.checked_in("n") == WALL + 30, "by this host's clock"
+    liveness.sight("n", 0, 160.0, WALL + 60)
+    assert liveness.checked_in("n") == liveness.checked_in("stranger") == 0
+    assert started(WALL + 3600).checked_in("n") == WALL, "not in the future"
+
+
 def test_an_old_first_timestamp_leaves_in_doubt_for_as_long_as_a_check_in_may_take() -> None:
     """Its clock may be slow, or an outage just over in which nobody could check in."""
     liveness = started(WALL - 150)

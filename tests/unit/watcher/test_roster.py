@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kilo.model.node import Endpoint, Node, Peer, Problem
 from kilo.watcher.objects import MalformedObject, NodeObject, PeerObject, decode_node, decode_peer
-from kilo.watcher.roster import IN_DOUBT, LOCAL, NODE, PEER, Roster
+from kilo.watcher.roster import ANNOUNCEMENT_LOST, IN_DOUBT, LOCAL, NODE, NOT_ANNOUNCED, PEER, Roster
 
 V = TypeVar("V")
 WALL = 1_700_000_000.0
@@ -205,13 +205,34 @@ def test_a_node_in_doubt_is_a_member_that_says_so_until_it_has_had_its_time() ->
     doubtful = world.members["node/n1"]
     assert isinstance(doubtful, Node) and doubtful.doubtful
     assert world.problems["node/n1/last-seen"].reason == IN_DOUBT
+    assert world.problems["node/n1/last-seen"].since == int(WALL) - 3600, "shown as the age"
     world.pass_time(70)
     assert not world.members
-    assert "not checked in" in world.problems["node/n1/last-seen"].reason
+    dead = world.problems["node/n1/last-seen"]
+    assert dead.reason == "the node has not checked in since 2023-11-14T21:13:20Z"
+    assert dead.since == int(WALL) - 3600
+    told = list(world.told)
+    world.pass_time(60)
+    assert world.told == told and world.problems["node/n1/last-seen"] == dead, (
+        "the age grows, the text does not"
+    )
     world.node(last_seen=str(int(WALL) - 3500))
     sure = world.members["node/n1"]
     assert isinstance(sure, Node) and not sure.doubtful
     assert not world.problems
+
+
+def test_age_of_a_check_in_is_by_the_clock_of_this_host() -> None:
+    """That of the node may be wrong."""
+    world = World()
+    world.node(last_seen="1000000000")
+    world.now += 30
+    world.node(last_seen=str(int(WALL) + 86400))
+    world.pass_time(90)
+    assert world.problems["node/n1/last-seen"].since == WALL + 30
+    world.node("n2", last_seen=None)
+    assert "does an agent run there?" in world.problems["node/n2/last-seen"].reason
+    assert world.problems["node/n2/last-seen"].since == WALL + world.now
 
 
 def test_our_own_node_is_there_in_whatever_state_while_it_exists() -> None:
@@ -323,6 +344,73 @@ def test_only_the_last_state_of_each_object_counts(history: list[tuple[str, int]
     if last.get("own", ("own", 0))[1] == len(STATES) - 1:  # of garbage, what was known before stays
         one.members.pop(LOCAL, None)
     assert dict(one.members) == dict(other.members)
+    for world in (one, other):  # whether the own node has been announced before decides what is said of it
+        world.problems.pop("node/own/key", None)
     assert dict(one.problems) == dict(other.problems)
     opened = {name for name, ended in one.told if not ended}
     assert opened >= set(one.problems)
+
+
+UNANNOUNCED: dict[str, Any] = {"endpoint": None, "key": None, "last_seen": None}
+
+
+def test_own_node_that_is_not_announced_yet_is_no_problem() -> None:
+    world = World(own="n1")
+    world.node("n1", **UNANNOUNCED)
+    world.pass_time(55)
+    assert not world.problems and not world.told
+    assert "node/n1" not in world.members and isinstance(world.members["local"], Node)
+    world.now += 2
+    world.node("n1", last_seen=str(int(WALL + world.now)))
+    world.pass_time(30)
+    assert not world.told and "node/n1" in world.members
+
+
+def test_own_node_that_an_earlier_run_announced_in_part_is_no_problem() -> None:
+    world = World(own="n1")
+    world.node("n1", last_seen=None)
+    world.pass_time(30)
+    assert not world.told
+
+
+def test_own_node_that_is_never_announced_is_a_problem_after_its_time() -> None:
+    world = World(own="n1")
+    world.node("n1", **UNANNOUNCED)
+    world.pass_time(65)
+    assert world.problems["node/n1/endpoint"].reason == NOT_ANNOUNCED
+    world.pass_time(60)
+    assert world.told == [("node/n1/endpoint", False)], "once"
+    world.node("n1", last_seen=str(int(WALL + world.now)))
+    assert not world.problems
+
+
+def test_own_node_whose_announcement_was_removed_is_a_problem_at_once() -> None:
+    world = World(own="n1")
+    world.node("n1")
+    for name, changes in (("endpoint", {"endpoint": None}), ("key", {"key": None}), ("last-seen", {})):
+        world.node("n1", **({"last_seen": None} if name == "last-seen" else changes))
+        assert {p.field: p.reason for p in world.problems.values()} == {name: ANNOUNCEMENT_LOST}
+        world.node("n1")
+        assert not world.problems
+
+
+def test_own_node_that_is_made_anew_has_its_time_again() -> None:
+    world = World(own="n1")
+    world.node("n1")
+    world.roster.remove(NODE, "n1")
+    world.node("n1", **UNANNOUNCED)
+    assert not world.problems
+
+
+def test_own_node_with_a_malformed_field_or_without_pod_cidr_is_a_problem_at_once() -> None:
+    world = World(own="n1")
+    world.node("n1", key="x")
+    assert "node/n1/key" in world.problems
+    world.node("n1", pod_cidr="")
+    assert set(world.problems) == {"node/n1/spec.podCIDR"}
+
+
+def test_other_node_that_is_not_announced_is_a_problem_at_once() -> None:
+    world = World(own="n1")
+    world.node("n2", **UNANNOUNCED)
+    assert "does an agent run there?" in world.problems["node/n2/endpoint"].reason

@@ -225,7 +225,7 @@ READY = {"endpoint": "203.0.113.1:51820", "key": KEY}
         ({}, "", True, "spec.podCIDR", "its agent announces nothing until it has one"),
         ({}, "x", False, "spec.podCIDR", "CIDR notation"),
         (READY, "x", True, "spec.podCIDR", "CIDR notation"),
-        (READY, "10.2.0.0/24", False, "last-seen", "not checked in"),
+        (READY, "10.2.0.0/24", False, "last-seen", "does an agent run there?"),
         (READY | {"last-seen": "soon"}, "10.2.0.0/24", False, "last-seen", "'soon'"),
     ],
 )
