@@ -1,0 +1,46 @@
+"""Which addresses can be the endpoint of a WireGuard peer in a mesh. Pure.
+
+``unusable_endpoint`` judges an address by itself, ``Overlay`` against the mesh: the packets of a tunnel
+cannot be sent to an address that is reached through the tunnel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kilo.errors import ProtocolError
+from kilo.mesh.overlap import Places
+from kilo.model.endpoints import unusable_endpoint
+from kilo.model.net import contains, parse_ip, single
+
+__all__ = ["Overlay", "unusable_endpoint"]
+
+
+class Overlay:
+    """The addresses that exist only inside the mesh: pods' and WireGuard's own."""
+
+    def __init__(self, subnet: str, pod_cidrs: Iterable[str]) -> None:
+        """``subnet``: of WireGuard addresses. All in Network or Interface form."""
+        cidrs = list(pod_cidrs)
+        self._subnet = subnet
+        self._pods: Places[str] = Places()
+        self._pods.add(cidrs, cidrs)
+
+    def holds(self, address: str, allowed_ips: Iterable[str] = ()) -> str:
+        """Why ``address`` (IP) is reached through the tunnel alone, "" if it is not.
+
+        ``allowed_ips``: those of the peer that would have it as its endpoint. Leave out a node's internal
+        IP: it has no route through WireGuard while it is the node's endpoint.
+        """
+        try:
+            ip = str(parse_ip(address.partition("%")[0]))
+        except ProtocolError:
+            return ""
+        if pods := self._pods.holding(single(ip)):
+            return f"{address} lies in the pod CIDR {pods[0]}"
+        if contains(self._subnet, ip):
+            return f"{address} lies in the subnet {self._subnet} of WireGuard addresses"
+        for network in allowed_ips:
+            if contains(network, ip):
+                return f"{address} lies in {network}, an allowed IP of the same peer"
+        return ""
