@@ -18,9 +18,10 @@ from kilo.cli.help import of_command
 from kilo.cli.planinput import OWN_FLAGS, Cluster, Request, read, request_of, tell
 from kilo.config import settings_of
 from kilo.errors import KiloError
-from kilo.mesh.claims import conflicts
+from kilo.mesh.claims import conflicts, limited
 from kilo.mesh.describe import PRIVATE, TUNNEL, describe, peer_views
 from kilo.mesh.firewall import SETS, firewall
+from kilo.mesh.refused import refuse_unroutable
 from kilo.mesh.routes import routes
 from kilo.mesh.topology import CannotPlan, Topology, build
 from kilo.mesh.wireguard import conf
@@ -66,7 +67,8 @@ def _plan(cluster: Cluster, request: Request) -> int:
             expected["error"] = str(e)
             tell(str(e))
     if topology is not None:
-        for conflict in conflicts(topology, settings).values():
+        refused = refuse_unroutable(cluster.nodes.values(), cluster.peers.values()).conflicts
+        for conflict in limited(refused | conflicts(topology, settings)).values():
             tell(conflict)
     if request.format == "json":
         if topology is not None:

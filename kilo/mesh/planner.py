@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import msgspec
 
 from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect
-from kilo.mesh.claims import Settled, label_of, settle
+from kilo.mesh.claims import Settled, label_of, limited, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
 from kilo.mesh.owners import NOTHING, Known
+from kilo.mesh.refused import refuse_unroutable
 from kilo.mesh.routes import planned_routes
 from kilo.mesh.topology import CannotPlan, Topology, broadcast_of, build
 from kilo.model.host import HostFacts, WireGuardPeerState
-from kilo.model.net import address_text, bounds, canonical_network, ip_of, single, text_of
+from kilo.model.net import address_text, bounds, canonical_network, intersects, ip_of, single, text_of
 from kilo.model.node import Announcement, ApiServer, Endpoint, Node, Peer, UDPAddress
 from kilo.model.plan import (
     CniTarget,
@@ -88,18 +89,22 @@ def plan(inputs: Inputs) -> Planned:
     local = local_node(inputs.local, host, addresses, settings)
     local = msgspec.structs.replace(local, discovered_endpoints=learnt)
     nodes = {**inputs.nodes, local.name: local}
-    topology = build(nodes.values(), inputs.peers.values(), settings)
+    accepted = refuse_unroutable(nodes.values(), inputs.peers.values())
+    topology = build(accepted.nodes, accepted.peers, settings)
     settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
     items.update((peer.key, peer) for peer in _peers(settled))
     has_source = assigned_here(host, local.internal_ip)
-    _add_routes(settled, settings, items, has_source)
+    unreached = _add_routes(settled, settings, items, has_source)
     _add_firewall(settled, settings, items)
     if tunnel := _tunnel(topology, settings):
         items[tunnel.key] = tunnel
     if inputs.api:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
+    conflicts = accepted.conflicts | settled.conflicts | _unreached(settled, unreached)
+    if not has_source:
+        conflicts |= _no_source(local)
     return Planned(
         items=items,
         announcement=_announcement(topology, settings),
@@ -114,7 +119,7 @@ def plan(inputs: Inputs) -> Planned:
             segments=len(topology.segments),
         ),
         owners=settled.owners,
-        conflicts=settled.conflicts if has_source else settled.conflicts | _no_source(local),
+        conflicts=limited(conflicts),
     )
 
 
@@ -203,12 +208,17 @@ def _peers(settled: Settled) -> list[PlannedPeer]:
     keepalive = topology.local.persistent_keepalive
     if not 0 <= keepalive <= MAX_KEEPALIVE:
         keepalive = 0
-    others: list[Segment | Peer] = [s for s in topology.segments if s.location != topology.location]
-    others += topology.peers
+    others = _others(topology)
     cloned = settled.cloned
     if cloned:
         others = [other for other in others if label_of(other) not in cloned]
     return [_planned(topology, other, settled.allowed_ips(other), keepalive) for other in others]
+
+
+def _others(topology: Topology) -> list[Segment | Peer]:
+    """All that are reached by WireGuard, from this host or from its leader."""
+    segments = [s for s in topology.segments if s.location != topology.location]
+    return [*segments, *topology.peers]
 
 
 def _planned(
@@ -225,12 +235,28 @@ def _planned(
         keepalive=keepalive,
         preshared_key=other.preshared_key if isinstance(other, Peer) else None,
         roams=other.persistent_keepalive != 0,
+        name=_name_of(other),
     )
 
 
-def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool) -> None:
-    """Without what others do not get here, and without gateways that the kernel would refuse."""
+def _name_of(other: Segment | Peer) -> str:
+    """The object behind a WireGuard peer: a segment's is its leader."""
+    return f"node {other.hostnames[other.leader]}" if isinstance(other, Segment) else f"peer {other.name}"
+
+
+def _add_routes(
+    settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool
+) -> list[Route]:
+    """Without what others do not get here, and without gateways that the kernel would refuse.
+
+    A route stands only with the WireGuard peer, here or on the leader, that carries it. Returns the routes
+    that cannot be had because their gateway is of another IP version.
+    """
+    unreached = []
     topology = settled.topology
+    carried = set(topology.own.allowed_ips) - settled.unroutable
+    for other in _others(topology):
+        carried.update(settled.allowed_ips(other))
     found, rules, within = planned_routes(topology, settings, has_source, settled.behind)
     subnet = canonical_network(topology.subnet) if topology.leader else ""
     broadcast = broadcast_of(topology.subnet)
@@ -241,8 +267,14 @@ def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem]
         dst = canonical_network(route.dst)
         if not route.table and (dst == subnet or dst in (ours if route in mine else gone)):
             continue
+        if dst not in carried:
+            continue
         if route.via in lost and dst in lost[route.via]:
             continue  # another segment has it, and a route of its own
+        # WireGuard finds the peer by destination; any other device needs the gateway.
+        if ":" in dst and route.via and ":" not in route.via and route.device != "wireguard":
+            unreached.append(route)
+            continue
         if broadcast and route.via == broadcast and route.device == "wireguard":
             route = msgspec.structs.replace(route, via="", onlink=False)
         if dst != route.dst:
@@ -250,21 +282,44 @@ def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem]
         items.setdefault(route.key, route)
     for rule in rules:
         items.setdefault(rule.key, rule)
+    return unreached
+
+
+def _unreached(settled: Settled, routes: Iterable[Route]) -> dict[str, str]:
+    """Conflicts of IPv6 networks that can only be reached by an IPv4 gateway."""
+    found = {}
+    for route in routes:
+        dst = canonical_network(route.dst)
+        owners = [_name_of(other) for other in _others(settled.topology) if dst in settled.allowed_ips(other)]
+        name = owners[0] if owners else "a node of this location"
+        found[f"network/{dst}/gateway"] = (
+            f"{name} has {dst}, which this host can reach only by {route.via}: an IPv6 route cannot go by an"
+            " IPv4 gateway, so this host does without; give the nodes of this location IPv6 internal IPs, or"
+            " use --mesh-granularity=full"
+        )
+    return found
 
 
 def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanItem]) -> None:
-    """Where somebody far away does not get what he claims, pods are masqueraded as everywhere else."""
-    wall = firewall(settled.topology, settings)
+    """What is not reached through the mesh is masqueraded as everywhere else."""
+    topology = settled.topology
+    wall = firewall(topology, settings)
     rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules)
     items[rules.key] = rules
-    if settled.gone:
-        kept = {*settled.topology.own.allowed_ips, *settings.service_cidrs}
-        wall.sets["no_masquerade_to"] -= settled.gone - kept
+    near = {*topology.own.allowed_ips} - settled.unroutable
+    near |= {topology.local.subnet, *map(canonical_network, settings.service_cidrs)}
+    connected = topology.subnet if topology.leader else ""
     for name, members in wall.sets.items():
         for member in map(canonical_network, members):
+            route = ""
+            if name in ("masquerade_from", "no_masquerade_to") and member not in near:
+                if f"route/0/{member}" in items:
+                    route = member
+                elif not (connected and intersects(member, connected)):
+                    continue
             split = settled.split.get(member) if name == "no_masquerade_to" else None
             for network in (member,) if split is None else split:
-                items[f"entry/{name}/{network}"] = SetEntry(name, network)
+                items[f"entry/{name}/{network}"] = SetEntry(name, network, route)
 
 
 def _tunnel(topology: Topology, settings: Settings) -> Tunnel | None:

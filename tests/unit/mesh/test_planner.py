@@ -131,9 +131,16 @@ def test_a_peer_of_the_device() -> None:
             "203.0.113.2",
             51820,
             keepalive=9,
+            name="node n2",
         ),
-        PlannedPeer(key("n3"), ("10.2.3.0/24", "10.0.0.3/32", "10.4.0.3/32"), "", 0, keepalive=9, roams=True),
-        PlannedPeer(key("p"), ("10.5.0.0/24",), keepalive=9, preshared_key=secret),
+        PlannedPeer(
+            key("n3"),
+            ("10.2.3.0/24", "10.0.0.3/32", "10.4.0.3/32"),
+            keepalive=9,
+            roams=True,
+            name="node n3",
+        ),
+        PlannedPeer(key("p"), ("10.5.0.0/24",), keepalive=9, preshared_key=secret, name="peer p"),
     ]
 
 
