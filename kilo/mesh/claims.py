@@ -94,11 +94,6 @@ def settle(
     return _Court(topology, host, known).settle(settings)
 
 
-def conflicts(topology: Topology, settings: Settings) -> dict[str, str]:
-    """What two claim at once, by a stable key, for a person, as far as it shows without the host."""
-    return settle(topology, settings).conflicts
-
-
 def limited(conflicts: Mapping[str, str]) -> dict[str, str]:
     """The first MOST_TOLD, and how many more there are. Networks, the most common, come last."""
     keys = sorted(conflicts, key=lambda key: (key.startswith("network/"), key))
@@ -111,6 +106,11 @@ def limited(conflicts: Mapping[str, str]) -> dict[str, str]:
 def label_of(other: Segment | Peer) -> str:
     """How a segment or Peer is called."""
     return other.location if isinstance(other, Segment) else f"peer {other.name}"
+
+
+def object_name(other: Segment | Peer) -> str:
+    """The object behind a WireGuard peer: a segment's is its leader."""
+    return f"node {other.hostnames[other.leader]}" if isinstance(other, Segment) else f"peer {other.name}"
 
 
 class _Court:

@@ -8,13 +8,13 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from kilo.mesh.addresses import HostAddresses, assigned_here, cilium_address, detect
-from kilo.mesh.claims import Settled, label_of, limited, settle
+from kilo.mesh.claims import Settled, label_of, limited, object_name, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
@@ -22,6 +22,7 @@ from kilo.mesh.owners import NOTHING, Known
 from kilo.mesh.refused import refuse_unroutable
 from kilo.mesh.routes import planned_routes
 from kilo.mesh.topology import CannotPlan, Topology, broadcast_of, build
+from kilo.mesh.unreachable import unused_endpoints
 from kilo.model.host import HostFacts, WireGuardPeerState
 from kilo.model.net import address_text, bounds, canonical_network, intersects, ip_of, single, text_of
 from kilo.model.node import Announcement, ApiServer, Endpoint, Node, Peer, UDPAddress
@@ -94,7 +95,8 @@ def plan(inputs: Inputs) -> Planned:
     settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
-    items.update((peer.key, peer) for peer in _peers(settled))
+    unused = unused_endpoints(settled.topology)
+    items.update((peer.key, peer) for peer in _peers(settled, unused))
     has_source = assigned_here(host, local.internal_ip)
     unreached = _add_routes(settled, settings, items, has_source)
     _add_firewall(settled, settings, items)
@@ -103,6 +105,7 @@ def plan(inputs: Inputs) -> Planned:
     if inputs.api:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
     conflicts = accepted.conflicts | settled.conflicts | _unreached(settled, unreached)
+    conflicts |= {f"endpoint/{label}": text for label, text in unused.items()}
     if not has_source:
         conflicts |= _no_source(local)
     return Planned(
@@ -200,8 +203,11 @@ def _no_source(local: Node) -> dict[str, str]:
     return {"force-internal-ip": f"{what}: the kernel chooses the source address of routes"}
 
 
-def _peers(settled: Settled) -> list[PlannedPeer]:
-    """The peers of the device; none where it is down. Each network goes to one of them."""
+def _peers(settled: Settled, unused: Container[str]) -> list[PlannedPeer]:
+    """The peers of the device; none where it is down. Each network goes to one of them.
+
+    ``unused``: those (as label_of) whose endpoint no packet reaches.
+    """
     topology = settled.topology
     if not topology.leader:
         return []
@@ -212,7 +218,11 @@ def _peers(settled: Settled) -> list[PlannedPeer]:
     cloned = settled.cloned
     if cloned:
         others = [other for other in others if label_of(other) not in cloned]
-    return [_planned(topology, other, settled.allowed_ips(other), keepalive) for other in others]
+    planned = []
+    for other in others:
+        endpoint = None if label_of(other) in unused else topology.endpoint_of(other)
+        planned.append(_planned(other, endpoint, settled.allowed_ips(other), keepalive))
+    return planned
 
 
 def _others(topology: Topology) -> list[Segment | Peer]:
@@ -222,9 +232,8 @@ def _others(topology: Topology) -> list[Segment | Peer]:
 
 
 def _planned(
-    topology: Topology, other: Segment | Peer, allowed_ips: tuple[str, ...], keepalive: int
+    other: Segment | Peer, endpoint: Endpoint | None, allowed_ips: tuple[str, ...], keepalive: int
 ) -> PlannedPeer:
-    endpoint = topology.endpoint_of(other)
     if endpoint is not None and not (endpoint.ip and 0 < endpoint.port <= 65535):
         endpoint = None
     return PlannedPeer(
@@ -235,13 +244,8 @@ def _planned(
         keepalive=keepalive,
         preshared_key=other.preshared_key if isinstance(other, Peer) else None,
         roams=other.persistent_keepalive != 0,
-        name=_name_of(other),
+        name=object_name(other),
     )
-
-
-def _name_of(other: Segment | Peer) -> str:
-    """The object behind a WireGuard peer: a segment's is its leader."""
-    return f"node {other.hostnames[other.leader]}" if isinstance(other, Segment) else f"peer {other.name}"
 
 
 def _add_routes(
@@ -290,7 +294,9 @@ def _unreached(settled: Settled, routes: Iterable[Route]) -> dict[str, str]:
     found = {}
     for route in routes:
         dst = canonical_network(route.dst)
-        owners = [_name_of(other) for other in _others(settled.topology) if dst in settled.allowed_ips(other)]
+        owners = [
+            object_name(other) for other in _others(settled.topology) if dst in settled.allowed_ips(other)
+        ]
         name = owners[0] if owners else "a node of this location"
         found[f"network/{dst}/gateway"] = (
             f"{name} has {dst}, which this host can reach only by {route.via}: an IPv6 route cannot go by an"
