@@ -8,7 +8,7 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -41,6 +41,8 @@ from kilo.model.settings import Settings
 from kilo.model.topology import Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
+Share = tuple[Segment | Peer, tuple[str, ...]]
+"""A segment or Peer that is reached by WireGuard, and the networks that it gets."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +98,11 @@ def plan(inputs: Inputs) -> Planned:
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
     unused = unused_endpoints(settled.topology)
-    items.update((peer.key, peer) for peer in _peers(settled, unused))
+    shares = [(other, settled.allowed_ips(other)) for other in _others(settled.topology)]
+    items.update((peer.key, peer) for peer in _peers(settled, shares, unused))
+    carried = set(topology.own.allowed_ips).union(*[networks for _, networks in shares])
     has_source = assigned_here(host, local.internal_ip)
-    unreached = _add_routes(settled, settings, items, has_source)
+    unreached = _add_routes(settled, settings, items, carried - settled.unroutable, has_source)
     _add_firewall(settled, settings, items)
     if tunnel := _tunnel(topology, settings):
         items[tunnel.key] = tunnel
@@ -203,7 +207,7 @@ def _no_source(local: Node) -> dict[str, str]:
     return {"force-internal-ip": f"{what}: the kernel chooses the source address of routes"}
 
 
-def _peers(settled: Settled, unused: Container[str]) -> list[PlannedPeer]:
+def _peers(settled: Settled, shares: Iterable[Share], unused: Collection[str]) -> list[PlannedPeer]:
     """The peers of the device; none where it is down. Each network goes to one of them.
 
     ``unused``: those (as label_of) whose endpoint no packet reaches.
@@ -214,14 +218,13 @@ def _peers(settled: Settled, unused: Container[str]) -> list[PlannedPeer]:
     keepalive = topology.local.persistent_keepalive
     if not 0 <= keepalive <= MAX_KEEPALIVE:
         keepalive = 0
-    others = _others(topology)
     cloned = settled.cloned
-    if cloned:
-        others = [other for other in others if label_of(other) not in cloned]
     planned = []
-    for other in others:
-        endpoint = None if label_of(other) in unused else topology.endpoint_of(other)
-        planned.append(_planned(other, endpoint, settled.allowed_ips(other), keepalive))
+    for other, allowed_ips in shares:
+        if cloned and label_of(other) in cloned:
+            continue
+        endpoint = None if unused and label_of(other) in unused else topology.endpoint_of(other)
+        planned.append(_planned(other, endpoint, allowed_ips, keepalive))
     return planned
 
 
@@ -249,18 +252,15 @@ def _planned(
 
 
 def _add_routes(
-    settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool
+    settled: Settled, settings: Settings, items: dict[str, PlanItem], carried: Set[str], has_source: bool
 ) -> list[Route]:
     """Without what others do not get here, and without gateways that the kernel would refuse.
 
-    A route stands only with the WireGuard peer, here or on the leader, that carries it. Returns the routes
-    that cannot be had because their gateway is of another IP version.
+    A route stands only with the WireGuard peer, here or on the leader, that carries it: ``carried`` has their
+    networks, and those of the own segment. Returns the routes whose gateway is of another IP version.
     """
     unreached = []
     topology = settled.topology
-    carried = set(topology.own.allowed_ips) - settled.unroutable
-    for other in _others(topology):
-        carried.update(settled.allowed_ips(other))
     found, rules, within = planned_routes(topology, settings, has_source, settled.behind)
     subnet = canonical_network(topology.subnet) if topology.leader else ""
     broadcast = broadcast_of(topology.subnet)
@@ -314,17 +314,21 @@ def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanIte
     items[rules.key] = rules
     near = {*topology.own.allowed_ips} - settled.unroutable
     near |= {topology.local.subnet, *map(canonical_network, settings.service_cidrs)}
+    # A leader's interface is connected to the subnet of WireGuard addresses, so they need no route.
     connected = topology.subnet if topology.leader else ""
+    if connected:
+        near.update([single(segment.wireguard_ip) for segment in topology.segments])
     for name, members in wall.sets.items():
+        meshed = name in ("masquerade_from", "no_masquerade_to")
+        split = settled.split if name == "no_masquerade_to" else {}
         for member in map(canonical_network, members):
             route = ""
-            if name in ("masquerade_from", "no_masquerade_to") and member not in near:
+            if meshed and member not in near:
                 if f"route/0/{member}" in items:
                     route = member
                 elif not (connected and intersects(member, connected)):
                     continue
-            split = settled.split.get(member) if name == "no_masquerade_to" else None
-            for network in (member,) if split is None else split:
+            for network in split.get(member, (member,)):
                 items[f"entry/{name}/{network}"] = SetEntry(name, network, route)
 
 
