@@ -70,7 +70,8 @@ class Validator:
                     raise Refused(f"there are {MOST} of its kind already")
                 check(item, self._subnet)
             except ProtocolError as e:
-                self.refused[key] = str(e)
+                name = item.name if isinstance(item, PlannedPeer) else ""
+                self.refused[key] = f"{name}: {e}" if name else str(e)
                 continue
             self.refused.pop(key, None)
             keys.add(key)
