@@ -108,7 +108,7 @@ def plan(inputs: Inputs) -> Planned:
         items[tunnel.key] = tunnel
     if inputs.api:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
-    conflicts = accepted.conflicts | settled.conflicts | _unreached(settled, unreached)
+    conflicts = accepted.conflicts | settled.conflicts | _unreached(unreached, shares)
     conflicts |= {f"endpoint/{label}": text for label, text in unused.items()}
     if not has_source:
         conflicts |= _no_source(local)
@@ -289,15 +289,15 @@ def _add_routes(
     return unreached
 
 
-def _unreached(settled: Settled, routes: Iterable[Route]) -> dict[str, str]:
+def _unreached(routes: Collection[Route], shares: Iterable[Share]) -> dict[str, str]:
     """Conflicts of IPv6 networks that can only be reached by an IPv4 gateway."""
+    if not routes:
+        return {}
+    owners = {network: object_name(other) for other, networks in shares for network in networks}
     found = {}
     for route in routes:
         dst = canonical_network(route.dst)
-        owners = [
-            object_name(other) for other in _others(settled.topology) if dst in settled.allowed_ips(other)
-        ]
-        name = owners[0] if owners else "a node of this location"
+        name = owners.get(dst, "a node of this location")
         found[f"network/{dst}/gateway"] = (
             f"{name} has {dst}, which this host can reach only by {route.via}: an IPv6 route cannot go by an"
             " IPv4 gateway, so this host does without; give the nodes of this location IPv6 internal IPs, or"
@@ -318,6 +318,8 @@ def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanIte
     connected = topology.subnet if topology.leader else ""
     if connected:
         near.update([single(segment.wireguard_ip) for segment in topology.segments])
+        # A neighbour sends here, unmasqueraded, what this host may have no route for after all.
+        wall.sets["masquerade_from"].update(topology.own.cidrs if settings.cni else ())
     for name, members in wall.sets.items():
         meshed = name in ("masquerade_from", "no_masquerade_to")
         split = settled.split if name == "no_masquerade_to" else {}

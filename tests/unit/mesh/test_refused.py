@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kilo.model.host import HostFacts, Link
 from kilo.model.net import canonical_network
 from kilo.model.node import Node, Peer
 from kilo.model.plan import PlannedPeer, Route, SetEntry
@@ -156,3 +157,16 @@ def test_any_plan_has_a_network_in_all_of_its_parts_or_in_none(
         if isinstance(entry, SetEntry) and entry.route:
             assert entry.route in routes
             assert canonical_network(entry.network) == entry.network
+
+
+def test_network_that_the_leader_alone_refuses_is_masqueraded_there_for_its_neighbours() -> None:
+    """The leader is connected to what the Peer claims; its neighbour sends that by the leader."""
+    state = cluster(*TWO_LOCATIONS[0], peer("office", "172.20.0.0/24"))
+    world = World(state)
+    eth0 = Link("eth0", 2, 1500, up=True, addresses=("10.0.0.1/24", "203.0.113.1/24", "172.20.0.1/24"))
+    world.plans["n1"] = planned(state, "n1", host=HostFacts(key("n1"), links=(eth0,), default_link="eth0"))
+    assert "peer office claims 172.20.0.0/24" in world.plans["n1"].conflicts["network/172.20.0.0/24"]
+    assert not world.is_masqueraded("n2", pod("n2"), "172.20.0.9")
+    assert world.is_masqueraded("n1", pod("n2"), "172.20.0.9")
+    assert not world.is_masqueraded("n1", pod("n2"), pod("n3")), "what has a route is not"
+    assert not world.is_masqueraded("n1", pod("n3"), "172.20.0.9"), "of other locations nothing is"
