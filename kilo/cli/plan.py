@@ -21,11 +21,13 @@ from kilo.cli.help import of_command
 from kilo.cli.planinput import OWN_FLAGS, Cluster, Request, read, request_of, tell
 from kilo.config import settings_of
 from kilo.errors import KiloError
-from kilo.mesh.claims import conflicts
+from kilo.mesh.claims import limited, settle
 from kilo.mesh.describe import PRIVATE, TUNNEL, describe, peer_views
 from kilo.mesh.firewall import SETS, firewall
+from kilo.mesh.refused import refuse_unroutable
 from kilo.mesh.routes import routes
 from kilo.mesh.topology import CannotPlan, Topology, build
+from kilo.mesh.unreachable import unused_endpoints
 from kilo.mesh.wireguard import conf
 from kilo.model.plan import Route
 from kilo.model.settings import Settings
@@ -70,7 +72,10 @@ def _plan(cluster: Cluster, request: Request) -> int:
             expected["error"] = str(e)
             tell(str(e))
     if topology is not None:
-        for conflict in conflicts(topology, settings).values():
+        refused = refuse_unroutable(cluster.nodes.values(), cluster.peers.values()).conflicts
+        settled = settle(topology, settings)
+        unused = unused_endpoints(settled.topology)
+        for conflict in limited(refused | settled.conflicts | unused).values():
             tell(conflict)
     if request.format == "json":
         if topology is not None:

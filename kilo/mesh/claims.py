@@ -19,6 +19,7 @@ import msgspec
 from kilo.mesh.near import near
 from kilo.mesh.overlap import Places
 from kilo.mesh.owners import NEVER, NOTHING, Known, name_of
+from kilo.mesh.refused import refuse_addresses
 from kilo.mesh.topology import Topology, broadcast_of
 from kilo.model.host import HostFacts
 from kilo.model.net import bounds, canonical_network, intersects, single
@@ -52,7 +53,8 @@ class Settled:
     label_of) whose public key another one keeps. ``split``: networks of Peers that hold some that this
     host is connected to, and what is left of each without those. ``owners``: public keys and networks
     that several claim, and the name_of who gets each (of a WireGuard address, its location).
-    ``conflicts``: by a stable key, for a person.
+    ``unroutable``: pod CIDRs and addresses that may have no route (kilo.model.routable).
+    ``conflicts``: by a stable key, for a person; ``limited`` cuts them to what may travel.
     """
 
     topology: Topology
@@ -63,18 +65,25 @@ class Settled:
     cloned: Set[str]
     split: Mapping[str, tuple[str, ...]]
     owners: Mapping[str, str]
+    unroutable: Set[str]
     conflicts: dict[str, str]
 
     def allowed_ips(self, other: Segment | Peer) -> tuple[str, ...]:
-        """The networks that the WireGuard peer of a Peer or of another segment gets."""
+        """The networks that the WireGuard peer of a Peer or of another segment gets.
+
+        None if another one keeps its public key, since it has no WireGuard peer then.
+        """
+        if self.cloned and label_of(other) in self.cloned:
+            return ()
         if isinstance(other, Peer):
             return tuple(dict.fromkeys(map(canonical_network, other.allowed_ips)))
         networks = dict.fromkeys(other.allowed_ips)
         if other.allowed_location_ips:
             networks.update(dict.fromkeys(map(canonical_network, other.allowed_location_ips)))
         lost = self.lost.get(other.location, frozenset())
-        if lost or self.gone:
-            return tuple([n for n in networks if n not in lost and n not in self.gone])
+        if lost or self.gone or self.unroutable:
+            gone = self.gone | self.unroutable
+            return tuple([n for n in networks if n not in lost and n not in gone])
         return tuple(networks)
 
 
@@ -85,14 +94,23 @@ def settle(
     return _Court(topology, host, known).settle(settings)
 
 
-def conflicts(topology: Topology, settings: Settings) -> dict[str, str]:
-    """What two claim at once, by a stable key, for a person, as far as it shows without the host."""
-    return settle(topology, settings).conflicts
+def limited(conflicts: Mapping[str, str]) -> dict[str, str]:
+    """The first MOST_TOLD, and how many more there are. Networks, the most common, come last."""
+    keys = sorted(conflicts, key=lambda key: (key.startswith("network/"), key))
+    told = {key: conflicts[key] for key in keys[:MOST_TOLD]}
+    if len(keys) > MOST_TOLD:
+        told["more"] = f"{len(keys) - MOST_TOLD} more conflicts are not listed"
+    return told
 
 
 def label_of(other: Segment | Peer) -> str:
     """How a segment or Peer is called."""
     return other.location if isinstance(other, Segment) else f"peer {other.name}"
+
+
+def object_name(other: Segment | Peer) -> str:
+    """The object behind a WireGuard peer: a segment's is its leader."""
+    return f"node {other.hostnames[other.leader]}" if isinstance(other, Segment) else f"peer {other.name}"
 
 
 class _Court:
@@ -131,6 +149,9 @@ class _Court:
         peers = tuple(map(self._judge_peer, self._topology.peers))
         segments = tuple(map(self._judge_location_ips, self._topology.segments))
         self._judge_subnet(settings)
+        unroutable = refuse_addresses(self._topology.segments)
+        for network, text in unroutable.items():
+            self._note(f"network/{network}", text)
         for location, network, other in self._topology.fallen:
             what = f"{location} claims {network}, which overlaps what {other} has"
             self._note(f"network/{canonical_network(network)}", f"{what}: it does not get it")
@@ -143,7 +164,8 @@ class _Court:
             cloned=cloned,
             split=self._split(peers),
             owners=self._owners,
-            conflicts=self._told(),
+            unroutable=unroutable.keys(),
+            conflicts={key: _joined(sorted(notes)) for key, notes in self._notes.items()},
         )
 
     def _judge_keys(self) -> set[str]:
@@ -409,14 +431,6 @@ class _Court:
 
     def _note(self, key: str, text: str) -> None:
         self._notes.setdefault(key, []).append(text)
-
-    def _told(self) -> dict[str, str]:
-        """All notes, or so many of them and how many more there are. Last come networks, the most common."""
-        keys = sorted(self._notes, key=lambda key: (key.startswith("network/"), key))
-        told = {key: _joined(sorted(self._notes[key])) for key in keys[:MOST_TOLD]}
-        if len(keys) > MOST_TOLD:
-            told["more"] = f"{len(keys) - MOST_TOLD} more conflicts are not listed"
-        return told
 
 
 def _local_first(own: Segment, hostname: str) -> Segment:

@@ -44,7 +44,7 @@ class Duplicates(NamedTuple):
             elif isinstance(item, Rule) and item.dst in hosts:
                 del items[key]
         for key, item in list(items.items()):
-            if isinstance(item, SetEntry) and item.set == "no_masquerade_to" and item.network in lost:
+            if isinstance(item, SetEntry) and item.route in lost:
                 del items[key]
 
 

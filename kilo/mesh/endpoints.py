@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from kilo.errors import ProtocolError
 from kilo.mesh.overlap import Places
 from kilo.model.endpoints import unusable_endpoint
-from kilo.model.net import contains, parse_ip, single
+from kilo.model.net import bounds, contains, single
 
 __all__ = ["Overlay", "unusable_endpoint"]
 
@@ -22,9 +22,11 @@ class Overlay:
     def __init__(self, subnet: str, pod_cidrs: Iterable[str]) -> None:
         """``subnet``: of WireGuard addresses. All in Network or Interface form."""
         cidrs = list(pod_cidrs)
+        pods: Places[str] = Places()
+        pods.add(cidrs, cidrs)
+        self._pods = [(version, ~width, table) for (version, width), table in pods.tables.items()]
         self._subnet = subnet
-        self._pods: Places[str] = Places()
-        self._pods.add(cidrs, cidrs)
+        self._version, self._first, self._last = bounds(subnet)
 
     def holds(self, address: str, allowed_ips: Iterable[str] = ()) -> str:
         """Why ``address`` (IP) is reached through the tunnel alone, "" if it is not.
@@ -32,13 +34,15 @@ class Overlay:
         ``allowed_ips``: those of the peer that would have it as its endpoint. Leave out a node's internal
         IP: it has no route through WireGuard while it is the node's endpoint.
         """
+        ip = address.partition("%")[0] if "%" in address else address
         try:
-            ip = str(parse_ip(address.partition("%")[0]))
+            version, number, _ = bounds(single(ip))
         except ProtocolError:
             return ""
-        if pods := self._pods.holding(single(ip)):
-            return f"{address} lies in the pod CIDR {pods[0]}"
-        if contains(self._subnet, ip):
+        for of_version, mask, table in self._pods:
+            if of_version == version and (cidr := table.get(number & mask)):
+                return f"{address} lies in the pod CIDR {cidr}"
+        if version == self._version and self._first <= number <= self._last:
             return f"{address} lies in the subnet {self._subnet} of WireGuard addresses"
         for network in allowed_ips:
             if contains(network, ip):

@@ -8,7 +8,7 @@ difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -21,17 +21,19 @@ from kilo.mesh.addresses import (
     private_addresses,
     withheld,
 )
-from kilo.mesh.claims import Settled, label_of, settle
+from kilo.mesh.claims import Settled, label_of, limited, object_name, settle
 from kilo.mesh.describe import peer_views
 from kilo.mesh.discovered import DiscoveredEndpoints
 from kilo.mesh.duplicates import duplicates
 from kilo.mesh.firewall import firewall
 from kilo.mesh.mtu import mtu_of
 from kilo.mesh.owners import NOTHING, Known
+from kilo.mesh.refused import refuse_unroutable
 from kilo.mesh.routes import planned_routes
 from kilo.mesh.topology import CannotPlan, Topology, broadcast_of, build
+from kilo.mesh.unreachable import unused_endpoints
 from kilo.model.host import HostFacts, WireGuardPeerState
-from kilo.model.net import address_text, bounds, canonical_network, ip_of, single, text_of
+from kilo.model.net import address_text, bounds, canonical_network, intersects, ip_of, single, text_of
 from kilo.model.node import Announcement, ApiServer, Endpoint, Node, Peer, UDPAddress
 from kilo.model.plan import (
     CniTarget,
@@ -49,6 +51,8 @@ from kilo.model.topology import PeerView, Segment, TopologyHead, TopologyItem
 
 MAX_KEEPALIVE = 65535
 _MOST_NAMES = 4
+Share = tuple[Segment | Peer, tuple[str, ...]]
+"""A segment or Peer that is reached by WireGuard, and the networks that it gets."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,17 @@ def plan(inputs: Inputs) -> Planned:
     discovered = DiscoveredEndpoints(nodes, inputs.peers.values(), settings)
     local = msgspec.structs.replace(local, discovered_endpoints=discovered.announced(learnt))
     nodes = {**nodes, local.name: local}
-    topology = discovered.accepted(build(nodes.values(), inputs.peers.values(), settings))
+    accepted = refuse_unroutable(nodes.values(), inputs.peers.values())
+    topology = discovered.accepted(build(accepted.nodes, accepted.peers, settings))
     settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
-    items.update((peer.key, peer) for peer in _peers(settled))
+    unused = unused_endpoints(settled.topology)
+    shares = [(other, settled.allowed_ips(other)) for other in _others(settled.topology)]
+    items.update((peer.key, peer) for peer in _peers(settled, shares, unused))
+    carried = set(topology.own.allowed_ips).union(*[networks for _, networks in shares])
     has_source = assigned_here(host, local.internal_ip)
-    _add_routes(settled, settings, items, has_source)
+    unreached = _add_routes(settled, settings, items, carried - settled.unroutable, has_source)
     _add_firewall(settled, settings, items)
     if tunnel := _tunnel(topology, settings):
         items[tunnel.key] = tunnel
@@ -116,7 +124,11 @@ def plan(inputs: Inputs) -> Planned:
         items[inputs.api.key] = _api_server(inputs.api, inputs.nodes.values())
     twice = duplicates(topology, host)
     twice.withhold(items)
-    conflicts = settled.conflicts | discovered.conflicts | twice.conflicts
+    conflicts = accepted.conflicts | settled.conflicts | _unreached(unreached, shares)
+    conflicts |= discovered.conflicts | twice.conflicts
+    conflicts |= {f"endpoint/{label}": text for label, text in unused.items()}
+    if not has_source:
+        conflicts |= _no_source(local)
     return Planned(
         items=items,
         announcement=_announcement(topology, settings),
@@ -131,7 +143,7 @@ def plan(inputs: Inputs) -> Planned:
             segments=len(topology.segments),
         ),
         owners=settled.owners,
-        conflicts=conflicts if has_source else conflicts | _no_source(local),
+        conflicts=limited(conflicts),
         internal_ip=_internal_ip(local, host, settings.internal_cidrs),
     )
 
@@ -247,26 +259,36 @@ def _no_source(local: Node) -> dict[str, str]:
     return {"force-internal-ip": f"{what}: the kernel chooses the source address of routes"}
 
 
-def _peers(settled: Settled) -> list[PlannedPeer]:
-    """The peers of the device; none where it is down. Each network goes to one of them."""
+def _peers(settled: Settled, shares: Iterable[Share], unused: Collection[str]) -> list[PlannedPeer]:
+    """The peers of the device; none where it is down. Each network goes to one of them.
+
+    ``unused``: those (as label_of) whose endpoint no packet reaches.
+    """
     topology = settled.topology
     if not topology.leader:
         return []
     keepalive = topology.local.persistent_keepalive
     if not 0 <= keepalive <= MAX_KEEPALIVE:
         keepalive = 0
-    others: list[Segment | Peer] = [s for s in topology.segments if s.location != topology.location]
-    others += topology.peers
     cloned = settled.cloned
-    if cloned:
-        others = [other for other in others if label_of(other) not in cloned]
-    return [_planned(topology, other, settled.allowed_ips(other), keepalive) for other in others]
+    planned = []
+    for other, allowed_ips in shares:
+        if cloned and label_of(other) in cloned:
+            continue
+        endpoint = None if unused and label_of(other) in unused else topology.endpoint_of(other)
+        planned.append(_planned(other, endpoint, allowed_ips, keepalive))
+    return planned
+
+
+def _others(topology: Topology) -> list[Segment | Peer]:
+    """All that are reached by WireGuard, from this host or from its leader."""
+    segments = [s for s in topology.segments if s.location != topology.location]
+    return [*segments, *topology.peers]
 
 
 def _planned(
-    topology: Topology, other: Segment | Peer, allowed_ips: tuple[str, ...], keepalive: int
+    other: Segment | Peer, endpoint: Endpoint | None, allowed_ips: tuple[str, ...], keepalive: int
 ) -> PlannedPeer:
-    endpoint = topology.endpoint_of(other)
     if endpoint is not None and not (endpoint.ip and 0 < endpoint.port <= 65535):
         endpoint = None
     return PlannedPeer(
@@ -277,11 +299,19 @@ def _planned(
         keepalive=keepalive,
         preshared_key=other.preshared_key if isinstance(other, Peer) else None,
         roams=other.persistent_keepalive != 0,
+        name=object_name(other),
     )
 
 
-def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem], has_source: bool) -> None:
-    """Without what others do not get here, and without gateways that the kernel would refuse."""
+def _add_routes(
+    settled: Settled, settings: Settings, items: dict[str, PlanItem], carried: Set[str], has_source: bool
+) -> list[Route]:
+    """Without what others do not get here, and without gateways that the kernel would refuse.
+
+    A route stands only with the WireGuard peer, here or on the leader, that carries it: ``carried`` has their
+    networks, and those of the own segment. Returns the routes whose gateway is of another IP version.
+    """
+    unreached = []
     topology = settled.topology
     found, rules, within = planned_routes(topology, settings, has_source, settled.behind)
     subnet = canonical_network(topology.subnet) if topology.leader else ""
@@ -293,8 +323,14 @@ def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem]
         dst = canonical_network(route.dst)
         if not route.table and (dst == subnet or dst in (ours if route in mine else gone)):
             continue
+        if dst not in carried:
+            continue
         if route.via in lost and dst in lost[route.via]:
             continue  # another segment has it, and a route of its own
+        # WireGuard finds the peer by destination; any other device needs the gateway.
+        if ":" in dst and route.via and ":" not in route.via and route.device != "wireguard":
+            unreached.append(route)
+            continue
         if broadcast and route.via == broadcast and route.device == "wireguard":
             route = msgspec.structs.replace(route, via="", onlink=False)
         if dst != route.dst:
@@ -302,22 +338,53 @@ def _add_routes(settled: Settled, settings: Settings, items: dict[str, PlanItem]
         items.setdefault(route.key, route)
     for rule in rules:
         items.setdefault(rule.key, rule)
+    return unreached
+
+
+def _unreached(routes: Collection[Route], shares: Iterable[Share]) -> dict[str, str]:
+    """Conflicts of IPv6 networks that can only be reached by an IPv4 gateway."""
+    if not routes:
+        return {}
+    owners = {network: object_name(other) for other, networks in shares for network in networks}
+    found = {}
+    for route in routes:
+        dst = canonical_network(route.dst)
+        name = owners.get(dst, "a node of this location")
+        found[f"network/{dst}/gateway"] = (
+            f"{name} has {dst}, which this host can reach only by {route.via}: an IPv6 route cannot go by an"
+            " IPv4 gateway, so this host does without; give the nodes of this location IPv6 internal IPs, or"
+            " use --mesh-granularity=full"
+        )
+    return found
 
 
 def _add_firewall(settled: Settled, settings: Settings, items: dict[str, PlanItem]) -> None:
-    """Where somebody far away does not get what he claims, pods are masqueraded as everywhere else."""
-    wall = firewall(settled.topology, settings)
-    pods = canonical_network(settled.topology.local.subnet) if settings.cni else ""
+    """What is not reached through the mesh is masqueraded as everywhere else."""
+    topology = settled.topology
+    wall = firewall(topology, settings)
+    pods = canonical_network(topology.local.subnet) if settings.cni else ""
     rules = Firewall(wall.ipip_guard, settings.cni and settings.iptables_forward_rules, pods)
     items[rules.key] = rules
-    if settled.gone:
-        kept = {*settled.topology.own.allowed_ips, *settings.service_cidrs}
-        wall.sets["no_masquerade_to"] -= settled.gone - kept
+    near = {*topology.own.allowed_ips} - settled.unroutable
+    near |= {topology.local.subnet, *map(canonical_network, settings.service_cidrs)}
+    # A leader's interface is connected to the subnet of WireGuard addresses, so they need no route.
+    connected = topology.subnet if topology.leader else ""
+    if connected:
+        near.update([single(segment.wireguard_ip) for segment in topology.segments])
+        # A neighbour sends here, unmasqueraded, what this host may have no route for after all.
+        wall.sets["masquerade_from"].update(topology.own.cidrs if settings.cni else ())
     for name, members in wall.sets.items():
+        meshed = name in ("masquerade_from", "no_masquerade_to")
+        split = settled.split if name == "no_masquerade_to" else {}
         for member in map(canonical_network, members):
-            split = settled.split.get(member) if name == "no_masquerade_to" else None
-            for network in (member,) if split is None else split:
-                items[f"entry/{name}/{network}"] = SetEntry(name, network)
+            route = ""
+            if meshed and member not in near:
+                if f"route/0/{member}" in items:
+                    route = member
+                elif not (connected and intersects(member, connected)):
+                    continue
+            for network in split.get(member, (member,)):
+                items[f"entry/{name}/{network}"] = SetEntry(name, network, route)
 
 
 def _tunnel(topology: Topology, settings: Settings) -> Tunnel | None:

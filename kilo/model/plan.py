@@ -47,6 +47,7 @@ class Interface(msgspec.Struct, frozen=True, gc=False, tag="interface"):
 class PlannedPeer(msgspec.Struct, frozen=True, gc=False, tag="peer", omit_defaults=True):
     """A WireGuard peer. ``endpoint_ip`` "" means: leave the endpoint to WireGuard.
 
+    ``name``: the object that it stands for, for people: "node n1", "peer laptop".
     ``roams``: the endpoint is only a first guess, what WireGuard learnt itself is newer.
     ``keepalive`` in seconds, 0 for none.
     """
@@ -58,6 +59,7 @@ class PlannedPeer(msgspec.Struct, frozen=True, gc=False, tag="peer", omit_defaul
     keepalive: int = 0
     preshared_key: PresharedKey | None = None
     roams: bool = False
+    name: str = ""
 
     @property
     def key(self) -> str:
@@ -97,11 +99,16 @@ class Rule(msgspec.Struct, frozen=True, gc=False, tag="rule", omit_defaults=True
         return f"rule/{self.table}/{self.src}/{self.dst}/{self.iif}"
 
 
-class SetEntry(msgspec.Struct, frozen=True, gc=False, tag="entry"):
-    """Membership of a network in one of the firewall's sets."""
+class SetEntry(msgspec.Struct, frozen=True, gc=False, tag="entry", omit_defaults=True):
+    """Membership of a network in one of the firewall's sets.
+
+    ``route``: the network (Network form) of the route in the main table by which ``network`` is reached
+    through the mesh; the entry counts only as long as that route can stand. "" if it needs none.
+    """
 
     set: FirewallSet
     network: str
+    route: str = ""
 
     @property
     def key(self) -> str:

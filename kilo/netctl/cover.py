@@ -27,6 +27,14 @@ class Cover:
         self._owners: dict[str, set[str]] = {}
         self._numbers: dict[int, dict[int, str]] = {4: {}, 6: {}}
 
+    def network_of(self, key: str) -> str:
+        """The network for which ``key`` stands, "" if there is none."""
+        return self._networks.get(key, "")
+
+    def has(self, network: str) -> bool:
+        """Whether a key stands for exactly ``network``."""
+        return network in self._keys
+
     def add_network(self, key: str, network: str) -> set[str]:
         """``key`` stands for ``network`` (Network form)."""
         old = self._networks.get(key)

@@ -6,6 +6,8 @@ and in fact, or the API server's. Then it is set only once its peer has answered
 and withdrawn when the peer answers no more; over the peer's own endpoint it is never set. While the
 API is away, the routes over its addresses are left out for a while, to see whether that helps.
 
+A route that no peer carries, or whose peer the device does not have, is withheld: it would be a black hole.
+
 Times are arguments: ``now`` in monotonic seconds, ``wall`` in Unix seconds.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from kilo.model.net import canonical_network, parse_ip
+from kilo.model.net import bounds, canonical_network, parse_ip, text_of
 from kilo.model.node import ApiServer
 from kilo.model.plan import PlanItem, PlannedPeer, Route
 from kilo.netctl.cover import Cover
@@ -33,10 +35,14 @@ API = "the API server"
 
 
 class Verdict(NamedTuple):
-    """Why a route must not be set now. ``keep``: one that is there may stay meanwhile."""
+    """Why a route must not be set now. ``keep``: one that is there may stay meanwhile.
+
+    ``deliberate``: the plan counts as applied without it.
+    """
 
     reason: str
     keep: bool
+    deliberate: bool = True
 
 
 class _Trial(NamedTuple):
@@ -59,6 +65,9 @@ class Guard:
         self._cover = Cover()
         self._trials: dict[str, _Trial] = {}
         self._verdicts: dict[str, Verdict] = {}
+        self._lacking: Mapping[str, str] = {}
+        self._indirect: set[str] = set()
+        """Networks with a route that no peer has as it is: a wider allowed IP may carry them."""
 
     @property
     def watching(self) -> bool:
@@ -77,11 +86,19 @@ class Guard:
                 self._cover.add_network(key, item.dst)
                 touched.add(item.dst)
             elif isinstance(item, Route):
-                touched |= self._cover.drop_network(key)
+                touched |= self._drop_route(key)
             elif isinstance(item, ApiServer):
                 touched |= self._need(API, item.addresses)
                 self.detour.heard(item.reachable, now)
         return self._judge(touched, now)
+
+    def lacks(self, networks: Mapping[str, str], now: float) -> bool:
+        """The device does not have these allowed IPs of the plan; each with the plan key of its peer."""
+        if networks == self._lacking:
+            return False
+        touched = networks.keys() ^ self._lacking.keys()
+        self._lacking = networks
+        return self._judge(touched | self._indirect, now)
 
     def observe(self, peers: Mapping[str, PeerState], now: float, wall: float) -> bool:
         """The device's peers, by plan key: where packets go in fact, and who has answered."""
@@ -122,16 +139,27 @@ class Guard:
         """Why ``route`` must not be set now; None if it may."""
         return self._verdicts.get(route.dst) if route.device == "wireguard" else None
 
+    def name_of(self, route: Route) -> str:
+        """The node or Peer to which ``route`` leads; "" if that is not known."""
+        if route.device != "wireguard":
+            return ""
+        peer = self._peers.get(self._carrier(route.dst)[0])
+        return peer.name if peer else ""
+
     # What is needed, and by whom it is covered.
 
     def _forget(self, key: str) -> set[str]:
-        touched = self._cover.drop_network(key)
+        touched = self._drop_route(key)
         if (peer := self._peers.pop(key, None)) is not None:
             touched |= self._own(key, peer.allowed_ips, ())
             touched |= self._need_endpoints(key)
         if key == ApiServer.KEY:
             touched |= self._need(API, ())
         return touched
+
+    def _drop_route(self, key: str) -> set[str]:
+        network = self._cover.network_of(key)
+        return self._cover.drop_network(key) | ({network} if network else set())
 
     def _set_peer(self, key: str, peer: PlannedPeer) -> set[str]:
         old = self._peers.get(key)
@@ -152,7 +180,7 @@ class Guard:
                 del self._owners[network]
         for network in after - before:
             self._owners.setdefault(network, set()).add(key)
-        return before ^ after
+        return before ^ after | self._indirect
 
     def _need_endpoints(self, key: str) -> set[str]:
         peer = self._peers.get(key)
@@ -189,32 +217,55 @@ class Guard:
             del self._trials[key]
 
     def _verdict(self, network: str, now: float) -> Verdict | None:
+        if not self._cover.has(network):
+            self._indirect.discard(network)
+            return None
+        key, allowed_ip = self._carrier(network)
+        if allowed_ip == network:
+            self._indirect.discard(network)
+        else:
+            self._indirect.add(network)
+        if not key:
+            return Verdict("no peer has it among its allowed IPs", keep=False, deliberate=False)
+        if allowed_ip in self._lacking:
+            # One text for all: a device may refuse every peer, and each is named by its own failure.
+            return Verdict("the device does not have the peer that carries it", keep=False, deliberate=False)
         covered = self._cover.delicate.get(network)
         if not covered:
             return None
-        owners = self._owners.get(network)
-        if not owners:
-            return Verdict(f"it covers the way to {_text(covered)}, and no peer has it", keep=False)
-        key = min(owners)
         if key in covered:
-            return Verdict(f"it would carry the way to its own peer {_name(key)}", keep=False)
+            text = f"it would carry the way to its own peer {self._name(key)}, whose endpoint lies in it"
+            return Verdict(text, keep=False)
         trial = self._trials.get(key)
         if trial is None:
             trial = self._trials[key] = _Trial(failing_since=now)
         if trial.failing_since is not None:
             keep = now - trial.failing_since < PATIENCE
             waits = "has not answered a handshake yet" if keep else "does not answer"
-            return Verdict(f"it covers the way to {_text(covered)}, and {_name(key)} {waits}", keep)
+            return Verdict(f"it covers the way to {self._text(covered)}, and {self._name(key)} {waits}", keep)
         if API in covered and self.detour.avoiding:
             return Verdict(f"it covers the way to {API}, which {self.detour.why}", keep=False)
         return None
 
+    def _carrier(self, network: str) -> tuple[str, str]:
+        """The plan key of the peer that carries ``network``, and the allowed IP by which it does; or ""."""
+        if owners := self._owners.get(network):
+            return min(owners), network
+        version, first, last = bounds(network)
+        bits = 32 if version == 4 else 128
+        for length in range(bits - (last - first).bit_length() - 1, -1, -1):
+            host = bits - length
+            wider = f"{text_of(version, first >> host << host)}/{length}"
+            if owners := self._owners.get(wider):
+                return min(owners), wider
+        return "", ""
 
-def _name(key: str) -> str:
-    return f"the peer {key.removeprefix('peer/')}"
+    def _name(self, key: str) -> str:
+        peer = self._peers.get(key)
+        public_key = key.removeprefix("peer/")
+        return f"{peer.name} (peer {public_key})" if peer and peer.name else f"the peer {public_key}"
 
-
-def _text(owners: Collection[str]) -> str:
-    names = [API] if API in owners else []
-    names += [_name(key) for key in sorted(owners) if key != API]
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    def _text(self, owners: Collection[str]) -> str:
+        names = [API] if API in owners else []
+        names += [self._name(key) for key in sorted(owners) if key != API]
+        return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -140,6 +140,12 @@ class Objects(Generic[V]):
             if self.delta.want(key, wanted):
                 self._backoff.again(key)
 
+    def absent(self) -> set[str]:
+        """Items whose object is not there and cannot be put now: they are withheld, or the kernel refuses."""
+        actual = self.delta.actual
+        found = {key for key, held in self._withheld.items() if not held.keep or key not in actual}
+        return found.union(key for key in self._backoff.failing() if key not in actual)
+
     def load(self) -> None:
         self.delta.loaded(self._read())
 

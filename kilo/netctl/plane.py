@@ -57,7 +57,7 @@ class Plane:
         self.firewall = firewall
         self.unused = UnusedTunnel(netlink, host, roles)
         self.peers = Peers(lambda: self.interface.device)
-        self.routes = Routes(netlink, roles, self.guard.verdict)
+        self.routes = Routes(netlink, roles, self.guard.verdict, self.guard.name_of)
         self.rules = Rules(netlink, config.interface)
         self.order: list[Reconciler] = [
             self.earlier,
@@ -98,13 +98,21 @@ class Plane:
             self.addresses.resolve()
             self.addresses.load()
         elif reconciler is self.firewall:
+            self._prepare_routes()
             self.firewall.keep_guard(self.unused.is_open())
+            self.firewall.leave_out(self.routes.absent_networks())
         elif reconciler is self.routes:
+            self._look_for_peers()
             self._prepare_routes()
         elif reconciler is self.peers and self.device_seen is not self.interface.device:
             self.device_seen = self.interface.device
             self.device_since = time.monotonic()
             self.peers.loaded(self.interface.state.peers)
+
+    def _look_for_peers(self) -> None:
+        """A route never stands without its peer; without an answer of the device there is no news of it."""
+        if self.interface.device is not None and self.device_seen is self.interface.device:
+            self._guard_moved |= self.guard.lacks(self.peers.lacking(), time.monotonic())
 
     def _prepare_routes(self) -> None:
         moved = self._roles_seen != self.roles.generation

@@ -49,17 +49,24 @@ Judge = Callable[[Route], Verdict | None]
 
 
 class Routes(Objects[RouteInfo]):
-    """``guard`` tells why a route must not be set now, or None."""
+    """``guard`` tells why a route must not be set now, or None; ``name_of`` which peer carries one."""
 
     name = "routes"
     kind = "route"
     item_types = (Route,)
     gone = frozenset((errno.ESRCH, errno.ENODEV))
 
-    def __init__(self, netlink: Netlink, roles: Roles, guard: Judge = lambda route: None) -> None:
+    def __init__(
+        self,
+        netlink: Netlink,
+        roles: Roles,
+        guard: Judge = lambda route: None,
+        name_of: Callable[[Route], str] = lambda route: "",
+    ) -> None:
         super().__init__(netlink)
         self._roles = roles
         self._guard = guard
+        self._name_of = name_of
         self.moved: set[str] = set()
         """Networks to which the way leads by WireGuard since somebody cleared this, or no longer does."""
 
@@ -71,7 +78,7 @@ class Routes(Objects[RouteInfo]):
         if not link.up:
             return Withheld(f"{link.name} is down")
         if verdict := self._guard(item):
-            return Withheld(verdict.reason, verdict.keep, deliberate=True)
+            return Withheld(verdict.reason, verdict.keep, verdict.deliberate)
         version = version_of(item.dst)
         via, src = item.via, item.src
         if via and item.device == "wireguard" and version_of(via) != version:
@@ -88,6 +95,11 @@ class Routes(Objects[RouteInfo]):
             protocol=PROTOCOL,
             metric=0,
         )
+
+    def absent_networks(self) -> set[str]:
+        """Destinations to which the plan has a route in the main table that cannot stand now."""
+        items = [self._items.get(key) for key in self.absent()]
+        return {item.dst for item in items if isinstance(item, Route) and not item.table}
 
     def _read(self) -> dict[str, RouteInfo]:
         found: dict[str, RouteInfo] = {}
@@ -132,9 +144,12 @@ class Routes(Objects[RouteInfo]):
         return [Request(RTM_DELROUTE, 0, pack_route(actual, delete=True))]
 
     def _explain(self, key: str, error: KernelError) -> str:
+        item = self._items.get(key)
+        name = self._name_of(item) if isinstance(item, Route) else ""
+        what = f"{key} to {name}" if name else key
         if error.errno == errno.EEXIST:
-            return f"{key}: a route that is not ours is in its place ({error})"
-        return f"{key}: {error}"
+            return f"{what}: a route that is not ours is in its place ({error})"
+        return f"{what}: {error}"
 
     def _shown(self, key: str, actual: RouteInfo) -> str:
         links = filter(None, map(self._roles.link, _DEVICES))

@@ -20,15 +20,13 @@ from kilo.model.net import (
 )
 from kilo.model.node import ApiServer
 from kilo.model.plan import Firewall, Interface, PlanItem, PlannedPeer, Route, Rule, SetEntry, Tunnel
+from kilo.model.routable import NEVER, unroutable
 from kilo.netctl.routes import KILO_TABLE
 
 MOST = 50_000
 """Items of one kind in a plan."""
 MOST_ALLOWED_IPS = 10_000
 MOST_API_SERVERS = 100
-_WIDEST = {4: 8, 6: 7}
-"""The shortest prefix of a route: all private networks fit, and no two routes make a default route."""
-_NEVER = ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/128", "::1/128", "fe80::/10", "ff00::/8")
 _ACCEPTING = ("forward_accept_from", "forward_accept_to", "ipip_accept_from")
 """Sets whose members are let through: everybody is nobody to let through."""
 _MTU = (576, 65535)
@@ -72,7 +70,8 @@ class Validator:
                     raise Refused(f"there are {MOST} of its kind already")
                 check(item, self._subnet)
             except ProtocolError as e:
-                self.refused[key] = str(e)
+                name = item.name if isinstance(item, PlannedPeer) else ""
+                self.refused[key] = f"{name}: {e}" if name else str(e)
                 continue
             self.refused.pop(key, None)
             keys.add(key)
@@ -88,6 +87,8 @@ def check(item: PlanItem, subnet: str) -> None:
         _check_peer(item)
     elif isinstance(item, SetEntry):
         _check_network("network", item.network, widest=1 if item.set in _ACCEPTING else 0)
+        if item.route:
+            _check_network("route", item.route)
     elif isinstance(item, Rule):
         _check_rule(item)
     elif isinstance(item, Interface):
@@ -116,7 +117,7 @@ def _check_host(field: str, text: str) -> None:
     """An address with a prefix that a device of ours may have."""
     if canonical_interface(text) != text:
         raise Refused(f"{field} {text!r} is not an address with a prefix in its usual form")
-    if any(intersects(text.partition("/")[0] + ("/128" if ":" in text else "/32"), n) for n in _NEVER):
+    if any(intersects(text.partition("/")[0] + ("/128" if ":" in text else "/32"), n) for n in NEVER):
         raise Refused(f"{field} {text} is not an address for a device")
 
 
@@ -125,10 +126,8 @@ def _check_route(route: Route) -> None:
         raise Refused(f"table {route.table} is not ours")
     _check_network("dst", route.dst)
     version = version_of(route.dst)
-    if parse_interface(route.dst)[1] < _WIDEST[version]:
-        raise Refused(f"dst {route.dst} is as wide as a default route")
-    if any(intersects(route.dst, network) for network in _NEVER):
-        raise Refused(f"dst {route.dst} is not to be routed")
+    if reason := unroutable(route.dst):
+        raise Refused(f"dst {reason}")
     _check_ip("via", route.via)
     _check_ip("src", route.src)
     if route.via and version == 6 and version_of(route.via) == 4 and route.device != "wireguard":

@@ -14,6 +14,7 @@ from tests.lab.dataplane import routes
 from tests.lab.host import Host, wait_until
 from tests.lab.mesh import LOCATION_LABEL, Member, Mesh, NodeSpec
 from tests.lab.ping import open_socket, reachable
+from tests.lab.underlay import API_ADDRESS
 
 SECONDS = 20
 """Patience with what should take about a second."""
@@ -184,6 +185,23 @@ def test_a_peer_without_endpoint_connects_from_outside(mesh: Mesh, outsider: Hos
     wait_until(
         lambda: not any(peer_for(m, network) for m in mesh), SECONDS, "nobody has the peer that was deleted"
     )
+
+
+def test_pods_reach_the_internet_while_a_peer_claims_all_of_it(mesh: Mesh) -> None:
+    def outside() -> set[str]:
+        sources = {m.name: m.ping_socket() for m in mesh}
+        return {name for name, _ in reachable(sources, {"outside": API_ADDRESS}, SECONDS)}
+
+    everybody = {m.name for m in mesh}
+    assert outside() == everybody
+    networks = ["0.0.0.0/1", "128.0.0.0/1", "10.5.0.9/32"]
+    mesh.cluster.create_peer("exit", publicKey=KEYS[0], allowedIPs=networks, persistentKeepalive=0)
+    wait_until(lambda: all_know(mesh, "10.5.0.9/32"), SECONDS, "the rest of the Peer is there")
+    for member in mesh:
+        wait_until(lambda m=member: "peer exit claims 0.0.0.0/1" in m.agent.status(), 10, "it is named")  # type: ignore[misc]
+    assert outside() == everybody
+    mesh.cluster.delete_peer("exit")
+    wait_until(lambda: not all_know(mesh, "10.5.0.9/32"), SECONDS, "the Peer is gone again")
 
 
 def test_bad_objects_cost_the_others_nothing(mesh: Mesh) -> None:

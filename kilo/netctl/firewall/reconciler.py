@@ -6,7 +6,7 @@ the plan nor the kernel has moved costs nothing. Called by kilo.netctl.worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from typing import get_args
 
 import msgspec
@@ -21,6 +21,7 @@ from kilo.netctl.firewall.backend import Backend, Desired, Readers
 from kilo.netctl.firewall.forwarding import Pods, describe
 from kilo.netctl.firewall.forwarding_look import ForwardingLook
 from kilo.netctl.firewall.masquerade import KINDS, Masquerade, Moves, kinds_of
+from kilo.netctl.firewall.routed import RoutedEntries
 from kilo.netctl.firewall.selected import SelectedBackend
 from kilo.netctl.reconcile import Outcome
 from kilo.netctl.tunnel import NAMES
@@ -52,6 +53,9 @@ class Firewall:
         self._guard_kept = False
         self._released = False
         """The guard was given up since ``apply``, which has yet to take its rules away."""
+        self._late = False
+        """Members came or went with their routes since ``apply``."""
+        self._routed = RoutedEntries(self._add_member, self._drop_member)
         self._moving: dict[FirewallSet, set[bytes]] = {}
         """What the plan changed about the sets for masquerading and the kernel may not have yet."""
         self._moves = Moves()
@@ -78,6 +82,15 @@ class Firewall:
         self._backend.close()
         self._forwarding.close()
 
+    def leave_out(self, absent: Set[str]) -> None:
+        """The routes to these networks cannot stand now, so what they would carry is masqueraded as before.
+
+        To be called before ``apply`` and before ``prune``: what has become of the routes in between goes
+        with the latter.
+        """
+        if self._routed.leave_out(absent):
+            self._late = True
+
     def update(self, upserts: Mapping[str, PlanItem], removals: Collection[str]) -> None:
         self._planned, self._applied = True, False
         desired = self._desired
@@ -85,20 +98,22 @@ class Firewall:
             kind, _, rest = key.partition("/")
             if kind == "entry":
                 name, _, network = rest.partition("/")
-                if name in _KINDS:
-                    self._note_member(_KINDS[name], desired.remove(_KINDS[name], network))
+                if name in _KINDS and not self._routed.forget(key):
+                    self._drop_member(_KINDS[name], network)
             elif kind == "firewall":
                 self._policy = None
             elif kind == TUNNEL:
                 desired.use((self._interface,))
         for item in upserts.values():
             if isinstance(item, SetEntry):
-                self._note_member(item.set, desired.add(item.set, item.network))
+                if not self._routed.keep(item):
+                    self._add_member(item.set, item.network)
             elif isinstance(item, Policy):
                 self._policy = item
                 self._unseen_forwarding = True
             elif isinstance(item, Tunnel):
                 desired.use((self._interface, *NAMES["" if item.kind == "ipip" else item.kind]))
+        self._routed.route(upserts.values(), removals)
         self._want()
 
     def keep_guard(self, keep: bool) -> None:
@@ -142,17 +157,23 @@ class Firewall:
     def apply(self) -> list[Outcome]:
         if self._is_done():
             return []
-        self._applied, self._released = True, False
+        self._applied, self._released, self._late = True, False, False
         return self._noted(self._backend.apply(self._desired))
 
     def prune(self) -> list[Outcome]:
         if self._is_done():
             return []
-        outcomes = self.apply() if self._released else []
+        outcomes = self.apply() if self._released or self._late else []
         outcomes += self._noted(self._backend.prune(self._desired))
         if self._applied and self._backend.settled():
             self._desired.matched()
         return outcomes
+
+    def _add_member(self, kind: FirewallSet, network: str) -> None:
+        self._note_member(kind, self._desired.add(kind, network))
+
+    def _drop_member(self, kind: FirewallSet, network: str) -> None:
+        self._note_member(kind, self._desired.remove(kind, network))
 
     def _note_member(self, kind: FirewallSet, member: bytes) -> None:
         if member and kind in KINDS:

@@ -123,6 +123,15 @@ class Peers:
             return change
         return change._replace(replace=True, allowed_ips=tuple(sorted(wanted.allowed_ips)))
 
+    def lacking(self) -> dict[str, str]:
+        """Allowed IPs that the plan wants and the device does not have, with the plan key of the peer."""
+        found = {}
+        for key, wanted, actual in self.delta.changes():
+            if isinstance(wanted, Wanted):
+                there = actual.allowed_ips if actual else frozenset()
+                found.update(dict.fromkeys(wanted.allowed_ips - there, key))
+        return found
+
     def _is_needed(self, network: str) -> bool:
         """Whether the plan has a peer for ``network``, or a route to it."""
         return self._claims.wanted(network) or route_key(network) in self._routed
@@ -160,7 +169,7 @@ class Peers:
         for (key, change), error in zip(changes, device.change([c for _, c in changes]), strict=True):
             if error:
                 self._backoff.failed(key, now)
-                outcomes.append(Outcome(key, f"{key}: {error}"))
+                outcomes.append(Outcome(key, f"{self._named(key)}: {error}"))
                 continue
             repair = key in self.delta.drifted
             if repair:
@@ -175,6 +184,10 @@ class Peers:
                 self._taken(network, owners.get(network, key), key)
             self.delta.done(key, after(change, self.actual.get(key)))
         return outcomes
+
+    def _named(self, key: str) -> str:
+        peer = self._peers.get(key)
+        return f"{key}, {peer.name}" if peer and peer.name else key
 
     def _owners(self, changes: Sequence[tuple[str, PeerChange]]) -> dict[str, str]:
         """Who has the allowed IPs that ``changes`` add."""
@@ -199,7 +212,9 @@ class Peers:
     def _disputes(self) -> list[Outcome]:
         """Allowed IPs that several peers want, by the peer that does not get them."""
         found = {
-            f"{loser}/{network}": f"{loser}: allowed IP {network} is already that of {owner}"
+            f"{loser}/{network}": (
+                f"{self._named(loser)}: allowed IP {network} is already that of {self._named(owner)}"
+            )
             for network, loser, owner in self._claims.disputes()
         }
         outcomes = [Outcome(key) for key in self._disputed - found.keys()]

@@ -348,10 +348,10 @@ def test_a_plan_that_moves(box: Box) -> None:
         f"+ address 10.4.0.200/16 dev {wg}",
     ]
     assert moved(interface(listen_port=51999)) == [f"~ wireguard {wg}: port 51820 -> 51999"]
-    takes = PlannedPeer(key(1), ("10.64.1.0/24", "10.64.2.0/24"), "198.51.100.77", 51820)
+    takes = PlannedPeer(key(1), ("10.64.1.0/24", "10.32.1.1/32", "10.64.2.0/24"), "198.51.100.77", 51820)
     gives = PlannedPeer(key(2), ("10.32.2.1/32", "10.4.0.3/32"), "198.51.100.3", 51820)
     assert moved(takes, gives) == [
-        f"~ peer {key(1)}: allowed IPs +10.64.2.0/24 -10.32.1.1/32 -10.4.0.2/32,"
+        f"~ peer {key(1)}: allowed IPs +10.64.2.0/24 -10.4.0.2/32,"
         " endpoint 198.51.100.2:51820 -> 198.51.100.77:51820",
         f"~ peer {key(2)}: allowed IPs -10.64.2.0/24",
     ]
@@ -407,7 +407,9 @@ def test_what_would_be_left_undone_is_a_note(box: Box) -> None:
     plan: list[PlanItem] = [interface(), over, Route("198.51.100.0/24", "wireguard"), wide]
     told = found(box, {item.key: item for item in plan}, firewall="nftables")
     assert [d.kind for d in told.differences if d.kind != "wireguard"] == ["link", "address", "peer"]
-    assert "route/0/0.0.0.0/0 is refused: dst 0.0.0.0/0 is as wide as a default route" in told.notes
+    assert any(
+        note.startswith("route/0/0.0.0.0/0 is refused: dst 0.0.0.0/0 is as wide") for note in told.notes
+    )
     assert any("it would carry the way to its own peer" in note for note in told.notes)
     refused = found(box, {"interface": interface(mtu=1)}, firewall="nftables")
     assert refused.differences == [] and len(refused.unknown) == 1

@@ -55,12 +55,12 @@ def test_one_changed_node_and_one_that_leaves(box: Box) -> None:
     with box.worker():
         box.plan(PLAN_3)
         box.whole()
-        moved = PlannedPeer(key(2), ("10.64.2.0/24", "10.77.0.0/24"), "198.51.100.99", 51821)
+        moved = PlannedPeer(key(2), ("10.64.2.0/24", "10.32.2.1/32", "10.77.0.0/24"), "198.51.100.99", 51821)
         gone = tuple(item.key for item in node(3))
         box.plan({moved.key: moved, "route/0/10.77.0.0/24": Route("10.77.0.0/24", "wireguard")}, gone)
         eventually(lambda: key(3) not in box.peers() and "10.77.0.0/24" in box.routes())
         assert box.routes() == {"10.64.1.0/24", "10.32.1.1", "10.64.2.0/24", "10.32.2.1", "10.77.0.0/24"}
-        assert box.peers()[key(2)] == {"10.64.2.0/24", "10.77.0.0/24"}
+        assert box.peers()[key(2)] == {"10.64.2.0/24", "10.32.2.1/32", "10.77.0.0/24"}
 
 
 def test_after_kill_9_the_data_path_stands_and_the_next_run_touches_nothing(box: Box) -> None:

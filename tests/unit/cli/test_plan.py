@@ -386,6 +386,17 @@ def test_what_two_claim_at_once_is_named(tmp_path: Path, capsys: pytest.CaptureF
     assert f"claim {nodes[0]['spec']['podCIDR']}; the first counts" in err
 
 
+def test_networks_and_endpoints_that_are_refused_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = {**PEER, "spec": {"allowedIPs": ["0.0.0.0/0"], "publicKey": KEYS["p"]}}
+    nodes = [node("a", 1), node("b", 2, location="x", endpoint="0.0.0.0:51820")]
+    status, _, err = run(tmp_path, capsys, "-o", "routes", nodes=nodes, peers=[wide])
+    assert status == 0
+    assert "peer p claims 0.0.0.0/0: 0.0.0.0/0 is as wide as a default route" in err
+    assert "the endpoint 0.0.0.0:51820 of node b is not used" in err
+
+
 def test_the_other_end_of_a_peer_as_operations_md_says(tmp_path: Path) -> None:
     """The command as it stands there, after its two lines of kubectl."""
     text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kilo.mesh.claims import MOST_TOLD, conflicts
+from kilo.mesh.claims import MOST_TOLD, settle
 from kilo.mesh.planner import Planned, plan
 from kilo.model.host import HostFacts, Link
 from kilo.model.node import Node, Peer
@@ -368,7 +368,7 @@ def test_what_concerns_all_and_keys_is_told_before_networks() -> None:
 
 def test_without_a_host_what_the_cluster_says_is_enough() -> None:
     state = joined_by(FOUR, peer("thief", "10.2.3.7/32", "10.0.0.0/25"))
-    told = conflicts(topology(state), Settings("n1", service_cidrs=("10.4.9.0/24",)))
+    told = settle(topology(state), Settings("n1", service_cidrs=("10.4.9.0/24",))).conflicts
     assert set(told) == {"network/10.2.3.7/32", "network/10.0.0.0/25", "subnet/service-CIDRs"}
 
 

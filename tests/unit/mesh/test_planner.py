@@ -134,9 +134,16 @@ def test_a_peer_of_the_device() -> None:
             "203.0.113.2",
             51820,
             keepalive=9,
+            name="node n2",
         ),
-        PlannedPeer(key("n3"), ("10.2.3.0/24", "10.0.0.3/32", "10.4.0.3/32"), "", 0, keepalive=9, roams=True),
-        PlannedPeer(key("p"), ("10.5.0.0/24",), keepalive=9, preshared_key=secret),
+        PlannedPeer(
+            key("n3"),
+            ("10.2.3.0/24", "10.0.0.3/32", "10.4.0.3/32"),
+            keepalive=9,
+            roams=True,
+            name="node n3",
+        ),
+        PlannedPeer(key("p"), ("10.5.0.0/24",), keepalive=9, preshared_key=secret, name="peer p"),
     ]
 
 
@@ -237,7 +244,7 @@ def test_internal_cidr_that_holds_no_address_is_named_with_the_addresses() -> No
     many = tuple(f"10.0.{n}.1/24" for n in range(9))
     host = msgspec.structs.replace(HOST, links=(Link("eth0", 2, 1500, addresses=many),))
     with pytest.raises(
-        CannotPlan, match=r"10\.0\.4\.1/24 and 4 more, and --internal-cidr=10\.9\.0\.0/16 holds"
+        CannotPlan, match=r"10\.0\.3\.1/24 and 5 more, and --internal-cidr=10\.9\.0\.0/16 holds"
     ):
         alone(BARE, host, internal_cidrs=("10.9.0.0/16",))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kilo.model.net import bounds, contains, parse_interface
 from kilo.model.node import Node, Peer
-from kilo.model.plan import Interface, PlanItem, PlannedPeer, Route, Rule
+from kilo.model.plan import Interface, PlanItem, PlannedPeer, Route, Rule, SetEntry
 from tests.unit.mesh.states import addresses_of, planned
 
 MAX_HOPS = 6
@@ -43,6 +43,15 @@ class World:
             else:
                 path.append(self._neighbour(here, route.via))
         raise Lost(f"{source} to {destination} goes round: {path}")
+
+    def is_masqueraded(self, name: str, source: str, destination: str) -> bool:
+        """Whether node ``name`` replaces the source of a packet that it forwards."""
+        if self._holds(name, "no_masquerade_to", destination):
+            return False
+        return self._holds(name, "masquerade_from", source) or self._holds(name, "masquerade_to", destination)
+
+    def _holds(self, name: str, kind: str, ip: str) -> bool:
+        return any(e.set == kind and contains(e.network, ip) for e in self.items(name, SetEntry))
 
     def items(self, name: str, kind: type[PlanItem]) -> list[Any]:
         return [item for item in self.plans[name].items.values() if isinstance(item, kind)]

@@ -8,6 +8,7 @@ from kilo.errors import ProtocolError
 from kilo.model.keys import ZERO, PresharedKey
 from kilo.model.node import ApiServer
 from kilo.model.plan import Firewall, PlanItem, PlannedPeer, Route, Rule, SetEntry, Summary, Tunnel
+from kilo.model.routable import unroutable
 from kilo.netctl import validate
 from kilo.netctl.validate import Validator, check
 from tests.unit.netctl.plans import interface, key, mesh, node
@@ -118,7 +119,7 @@ def test_a_bad_item_costs_itself_alone() -> None:
     sound, gone = validator.sift({**plan, bad.key: bad, "route/0/10.9.0.0/16": PODS}, [])
     assert (sound, gone) == (plan, [])
     assert validator.refused == {
-        bad.key: "dst 0.0.0.0/0 is as wide as a default route",
+        bad.key: f"dst {unroutable('0.0.0.0/0')}",
         "route/0/10.9.0.0/16": "stands under the key route/0/10.9.0.0/16",
     }
     assert validator.accepts("interface") and not validator.accepts(bad.key)

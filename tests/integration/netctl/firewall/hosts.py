@@ -221,6 +221,12 @@ class Agent:
     def step(self) -> list[Outcome]:
         return self._host.call(lambda: self.firewall.apply() + self.firewall.prune())
 
+    def lose(self, *routes: str) -> list[Outcome]:
+        """A pass in which the routes to these networks, and no others, turn out not to stand."""
+        outcomes = self._host.call(self.firewall.apply)
+        self.firewall.leave_out(set(routes))
+        return outcomes + self._host.call(self.firewall.prune)
+
     def look_anew(self) -> None:
         """Have nf_tables change elsewhere, so that the next look does not end at finding that it has not."""
         self._host.run("nft", "add table inet other; delete table inet other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kilo.model.plan import Route, SetEntry
 from kilo.netctl.firewall.choice import Kind
 from tests.integration.netctl.firewall.hosts import (
     BRIEF,
@@ -74,6 +75,16 @@ def test_a_member_more_and_a_member_less(wired: Hosts, agent: Agent) -> None:
     assert seen(wired, STRANGER) == POD
     agent.plan(without=(friend,))
     assert seen(wired, STRANGER) == HOST
+
+
+def test_what_a_route_cannot_carry_is_masqueraded_until_it_can(wired: Hosts, agent: Agent) -> None:
+    office = SetEntry("no_masquerade_to", "203.0.113.9/32", route="203.0.113.0/24")
+    assert not errors(agent.plan(policy(), *SAMPLE, office, Route("203.0.113.0/24", "wireguard")))
+    assert (seen(wired, STRANGER), seen(wired, KNOWN)) == (POD, POD)
+    assert not errors(agent.lose("203.0.113.0/24"))
+    assert (seen(wired, STRANGER), seen(wired, KNOWN)) == (HOST, POD), "it costs itself alone"
+    assert not errors(agent.lose())
+    assert seen(wired, STRANGER) == POD
 
 
 def test_traffic_to_allowed_location_ips_is_masqueraded_whoever_it_is_from(

@@ -1,0 +1,78 @@
+"""Networks that no host of the mesh routes, whoever claims them. Pure; for the planner and kg plan.
+
+They are taken out before anything is planned, so that they are in no route, no allowed IP and no firewall
+set, and cost no other member a network that overlaps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from kilo.model.net import canonical_network, single
+from kilo.model.node import Node, Peer
+from kilo.model.routable import unroutable
+from kilo.model.topology import Segment
+
+_LEFT = "it is in no route, no allowed IP and no firewall set, and its traffic goes where it went before"
+
+
+class Accepted(NamedTuple):
+    """Nodes and Peers with the networks that may have a route; ``conflicts`` as in planner.Planned."""
+
+    nodes: list[Node]
+    peers: list[Peer]
+    conflicts: dict[str, str]
+
+
+def refuse_unroutable(nodes: Iterable[Node], peers: Iterable[Peer]) -> Accepted:
+    """Take out allowed IPs of Peers, and allowed location IPs of nodes, that may have no route."""
+    conflicts: dict[str, str] = {}
+    sound_nodes = []
+    for node in nodes:
+        if node.allowed_location_ips:
+            field = "the annotation kilo.squat.ai/allowed-location-ips"
+            kept = _kept(node.allowed_location_ips, f"node {node.name}", field, conflicts)
+            if kept != node.allowed_location_ips:
+                node = msgspec.structs.replace(node, allowed_location_ips=kept)
+        sound_nodes.append(node)
+    sound_peers = []
+    for peer in peers:
+        kept = _kept(peer.allowed_ips, f"peer {peer.name}", "spec.allowedIPs", conflicts)
+        if kept != peer.allowed_ips:
+            peer = msgspec.structs.replace(peer, allowed_ips=kept)
+        sound_peers.append(peer)
+    return Accepted(sound_nodes, sound_peers, conflicts)
+
+
+def refuse_addresses(segments: Iterable[Segment]) -> dict[str, str]:
+    """Pod CIDRs, internal IPs and WireGuard addresses that may have no route, each with what is wrong."""
+    found = {}
+    for segment in segments:
+        for network in segment.allowed_ips:
+            if reason := unroutable(network):
+                what = f"{_claimant(segment, network)} has {network}: {reason}"
+                found[network] = f"{what}; no other host reaches it"
+    return found
+
+
+def _claimant(segment: Segment, network: str) -> str:
+    """The node with a pod CIDR or internal IP, else the segment with its WireGuard address."""
+    private = [single(ip) for ip in segment.private_ips]
+    for i, name in enumerate(segment.hostnames):
+        if network == segment.cidrs[i] or (private and network == private[i]):
+            return f"node {name}"
+    return segment.location
+
+
+def _kept(networks: tuple[str, ...], name: str, field: str, conflicts: dict[str, str]) -> tuple[str, ...]:
+    if not any(map(unroutable, networks)):
+        return networks
+    for network in networks:
+        if reason := unroutable(network):
+            advice = f"write in {field} the networks that are reached through it, each by itself"
+            key = f"refused/{name}/{canonical_network(network)}"
+            conflicts[key] = f"{name} claims {network}: {reason}; {_LEFT}; {advice}"
+    return tuple([network for network in networks if not unroutable(network)])
