@@ -175,6 +175,7 @@ def test_in_a_cluster_the_service_account_is_followed(tmp_path: Path) -> None:
         said = []
         sessions = Sessions("", "", said.append)
         print(sessions.access.server, sessions.current().authorization)
+        print(sessions.current().identity.refused(0), sessions.current().way.authority)
         (files / "token").write_text("")
         print(sessions.current().authorization, said[-1])
         (files / "token").write_text("second\\n")
@@ -191,15 +192,24 @@ def test_in_a_cluster_the_service_account_is_followed(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "https://[2001:db8::1]:443 Bearer first"
-    assert lines[1].startswith(
+    assert lines.pop(0) == "https://[2001:db8::1]:443 Bearer first"
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
+    said = f"the server does not accept the service account's token in {account}/token"
+    assert lines.pop(0) == f"{said} {account}/ca.crt"
+    assert lines[0].startswith(
         "Bearer first cannot read the in-cluster configuration: Token file exists but empty"
     )
-    assert lines[2] == "Bearer second "
-    assert lines[3].startswith(
+    assert lines[1] == "Bearer second "
+    assert lines[2].startswith(
         "Bearer second /var/run/secrets/kubernetes.io/serviceaccount/ca.crt: the certificate"
     )
-    assert lines[4] == "Bearer second "
+    assert lines[3] == "Bearer second "
+
+
+def test_identity_of_a_plugin_is_its_token(watch: Watch, script: Script) -> None:
+    identity = watch(**script(gives(3600))).sessions.current().identity
+    assert identity.source.startswith("the token of credential plugin /")
+    assert identity.source.endswith("/plugin")
 
 
 # Providers.

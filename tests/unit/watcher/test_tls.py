@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kilo.errors import ProtocolError
-from kilo.watcher.tls import Tls, context_of
+from kilo.watcher.tls import Tls, context_of, seeing
 from tests.unit.watcher.certificates import certify, issue
 from tests.unit.watcher.oddserver import OddServer, whole
 
@@ -68,6 +68,11 @@ def test_what_cannot_be_used_is_named(
     with pytest.raises(ProtocolError, match=reason):
         context_of(Tls(ca_pem, certificate_pem, key_pem))
     assert "PRIVATE" not in repr(Tls(key=made["ours.key"]))
+
+
+def test_context_that_only_sees_a_certificate_sends_nothing_by_other_ways() -> None:
+    with pytest.raises(ssl.SSLError):
+        seeing().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO())
 
 
 # Chains: root -> intermediate -> server, and a stranger.
