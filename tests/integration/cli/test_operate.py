@@ -131,7 +131,7 @@ def test_what_a_worker_says_moves_no_cursor_and_makes_no_line(workers: Workers, 
     workers.thread.start()
     done = kg(tmp_path, "status")
     assert "\x1b" not in done.stdout and "\x07" not in done.stdout
-    assert "?[2J?node n1: healthy" in done.stdout
+    assert r"\x1b[2J\nnode n1: healthy" in done.stdout
     assert "node n1: healthy" not in done.stdout.splitlines()
 
 

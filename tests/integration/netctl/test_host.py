@@ -268,3 +268,9 @@ def test_names_resolve_off_the_loop_and_the_first_answer_is_kept() -> None:
     assert tries == [("127.0.0.7",)]
     names.ask()
     assert not posted and not names._asking
+
+
+def test_interfaces_with_an_address_in_a_network_are_named(view: HostView) -> None:
+    assert view.names_within("10.1.0.0/24") == {"eth0"}
+    assert view.names_within("10.1.0.0/30") == set()
+    assert "lo" in view.names_within("127.0.0.0/8")

@@ -200,3 +200,21 @@ def test_ages(seconds: float, text: str) -> None:
 )
 def test_sizes(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_peer_that_lost_its_key_has_no_row_of_another() -> None:
+    mesh = topology() | {
+        "peer/copy": PeerView("copy", key(9), ("10.5.0.2/32",), key_lost=True),
+        "segment/location:b": msgspec.structs.replace(segment("b", 2, "b2"), key_lost=True),
+    }
+    page = sections(topology=mesh)
+    assert f"laptop peer {key(9)} 10.5.0.1/32" in page["WireGuard peers"]
+    assert "copy" not in page["WireGuard peers"]
+    assert "another has its key" in page["Segments"]
+
+
+def test_control_characters_are_escapes() -> None:
+    mesh = topology() | {"peer/x": PeerView("x\x00\x1b\u202e", key(5), ("10.5.0.2/32",))}
+    document = render(snapshot(topology=mesh), True)
+    assert "x\\x00\\x1b\\u202e" in document
+    assert document.replace("\n", "").isprintable()
