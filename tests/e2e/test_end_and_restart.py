@@ -76,6 +76,23 @@ def test_nothing_stale_after_kill_and_change_of_subnet(mesh: Mesh) -> None:
     assert stood == fresh
 
 
+def test_nothing_stale_after_kill_and_change_of_interface(mesh: Mesh) -> None:
+    """The one before has the port and the addresses; the workers are restricted as they usually are."""
+    ada = mesh["ada"]
+    ada.agent.kill_all()
+    ada.agent.flags.append("--interface=kilo1")
+    ada.agent.start()
+
+    def settled() -> bool:
+        lines = [line for part in configuration(ada).values() for line in part]
+        return mesh.routed() and any("dev kilo1" in line for line in lines)
+
+    wait_until(settled, 30, "kilo1 is in the place of kilo0", 0.5)
+    assert mesh.unanswered(20) == []
+    assert ",UP" not in ada.host.run("ip", "-o", "link", "show", "kilo0")
+    assert "10.4." not in ada.host.run("ip", "address", "show", "kilo0")
+
+
 def configurations(mesh: Mesh) -> dict[str, dict[str, list[str]]]:
     """Without link-local addresses, which are random for each interface: cleo's is made again."""
     local = re.compile(r"fe80::[0-9a-f:]+")
