@@ -6,7 +6,7 @@ its networks. So such a route is left out of the plan, and the node and the link
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -33,7 +33,7 @@ class Duplicates(NamedTuple):
         if not self.gateways:
             return
         hosts = set(map(single, self.gateways))
-        lost = set()
+        lost = set[str]()
         for key, item in list(items.items()):
             if isinstance(item, Route) and item.via in self.gateways:
                 if item.device == "wireguard":
@@ -44,8 +44,13 @@ class Duplicates(NamedTuple):
             elif isinstance(item, Rule) and item.dst in hosts:
                 del items[key]
         for key, item in list(items.items()):
-            if isinstance(item, SetEntry) and item.route in lost:
+            if isinstance(item, SetEntry) and (item.route in lost or _is_known(item, lost)):
                 del items[key]
+
+
+def _is_known(entry: SetEntry, networks: Container[str]) -> bool:
+    """Whether an entry keeps traffic to one of ``networks`` from being masqueraded."""
+    return entry.set == "no_masquerade_to" and entry.network in networks
 
 
 def duplicates(topology: Topology, host: HostFacts) -> Duplicates:

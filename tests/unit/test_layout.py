@@ -31,7 +31,6 @@ ELSEWHERE = {
     "model/plan": "unit/netctl/test_validate.py",
     "model/readiness": "unit/health/test_gather.py",
     "model/settings": "unit/mesh/test_planner.py",
-    "model/topology": "unit/health/test_page.py",
     "model/workers": "unit/deploy/test_least_privilege.py",
     "netctl/cover": "unit/netctl/test_guard.py",
     "netctl/detour": "unit/netctl/test_guard.py",
@@ -75,7 +74,6 @@ ELSEWHERE = {
     "netctl/wireguard/device": "integration/netctl/wireguard/test_devices.py",
     "netctl/wireguard/held": "integration/netctl/test_worker_branch.py",
     "netctl/wireguard/kernel": "integration/netctl/wireguard/test_devices.py",
-    "netctl/wireguard/peers": "unit/netctl/wireguard/test_difference.py",
     "netctl/wireguard/uapi": "integration/netctl/wireguard/test_devices.py",
     "sandbox/descriptors": "integration/sandbox/test_entry.py",
     "sandbox/given": "unit/sandbox/test_profiles.py",
@@ -87,6 +85,7 @@ ELSEWHERE = {
     "supervisor/forkserver": "integration/supervisor/test_parent.py",
     "supervisor/preload": "integration/supervisor/test_parent.py",
     "supervisor/process": "integration/supervisor/test_parent.py",
+    "watcher/reasons": "unit/watcher/test_client_refusals.py",
     "watcher/url": "unit/watcher/test_session.py",
 }
 """Modules without tests of their name, and the file that tests them. The table may only become shorter."""

@@ -92,8 +92,9 @@ def test_endpoint_that_another_node_found_in_a_wrong_place_is_not_used(address: 
     roaming = node("n3", "z", persistent_keepalive=10)
     finder = node("n2", "y", discovered_endpoints={key("n3"): UDPAddress(address, 51820)})
     result = planned(cluster(node("n1", "x"), finder, roaming))
-    assert planned_peer(result, "n3").endpoint_ip == ""
-    assert ", at which another node found it, is not used" in result.conflicts["endpoint/location:z"]
+    assert planned_peer(result, "n3").endpoint_ip == "203.0.113.3", "its own"
+    assert "is not used" in result.conflicts["discovered/node n3"]
+    assert "endpoint/location:z" not in result.conflicts
 
 
 def test_node_that_does_not_lead_is_told_of_its_own_endpoint() -> None:
