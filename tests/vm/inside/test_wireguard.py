@@ -20,6 +20,7 @@ from kilo.netctl.wireguard.device import PeerChange, PeerState
 from kilo.netctl.wireguard.kernel import Kernel
 from kilo.netctl.wireguard.peers import Peers
 from tests.integration.netctl.hosts import SOCKETS, Host, ip, lines
+from tests.integration.netctl.test_earlier import Left
 from tests.integration.netctl.test_interface import KEY, Box
 from tests.integration.netctl.wireguard.contract import DeviceContract, wg
 from tests.lab.host import Host as LabHost
@@ -28,7 +29,6 @@ from tests.lab.ping import open_socket, reachable
 from tests.lab.underlay import connect
 from tests.unit.netctl.plans import interface as planned_interface
 from tests.unit.netctl.plans import key, node
-from tests.unit.netctl.test_earlier import Left
 
 MANY = 2000
 
