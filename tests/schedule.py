@@ -9,8 +9,16 @@ from __future__ import annotations
 from xdist.scheduler import LoadScopeScheduling
 
 VIRTUAL_MACHINE = "tests/vm/inside/"
-ORDER = (VIRTUAL_MACHINE, "tests/e2e/", "tests/integration/")
-"""Path prefixes of the kinds of tests, longest first; everything else comes last."""
+ORDER = (
+    VIRTUAL_MACHINE,
+    "tests/e2e/test_chaos.py",
+    "tests/e2e/test_survival.py",
+    "tests/e2e/test_rest.py",
+    "tests/e2e/",
+    "tests/integration/netctl/test_diff.py",
+    "tests/integration/",
+)
+"""Path prefixes of tests, those that take longest first; everything else comes last."""
 
 
 def work_unit(nodeid: str) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.schedule import VIRTUAL_MACHINE, priority, work_unit
+from pathlib import Path
+
+from tests.schedule import ORDER, VIRTUAL_MACHINE, priority, work_unit
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_work_unit_of_the_virtual_machine_is_one_for_all_its_modules() -> None:
@@ -16,5 +20,10 @@ def test_work_unit_of_other_tests_is_their_module() -> None:
 
 
 def test_priority_of_what_takes_longest_comes_first() -> None:
-    places = ("vm/inside/test_a", "e2e/test_a", "integration/cni/test_a", "unit/cni/test_a")
-    assert [priority(f"tests/{place}.py::test_b") for place in places] == [0, 1, 2, 3]
+    names = ("vm/inside/test_a", "e2e/test_survival", "e2e/test_a", "integration/cni/test_a", "unit/test_a")
+    found = [priority(f"tests/{place}.py::test_b") for place in names]
+    assert found == sorted(set(found))
+
+
+def test_priority_of_every_kind_of_test_that_has_one_names_files_that_exist() -> None:
+    assert [prefix for prefix in ORDER if not (ROOT / prefix).exists()] == []

@@ -11,8 +11,9 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 
 from tests.e2e.observe import INTERVAL, left_over
 from tests.lab.host import Host, wait_until
-from tests.lab.mesh import Mesh
+from tests.lab.mesh import Mesh, NodeSpec
 from tests.lab.ping import checksum, open_socket, reachable
 from tests.lab.processes import StartedProcesses
 from tests.lab.underlay import API_ADDRESS
@@ -47,15 +48,32 @@ here, unless a handshake meets nobody: it is repeated after 5 s."""
 
 STATE = ("links", "routes", "rules", "firewall", "sets", "nftables")
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+
+@contextmanager
+def hosts_of(specs: Sequence[NodeSpec], logs: Path) -> Iterator[Mesh]:
+    """Hosts of ``specs`` with no agent yet; berlin and potsdam reach one another's private addresses."""
+    with Mesh(specs, logs, (), print) as mesh:
+        sites = mesh.underlay.sites
+        places.join(sites["berlin"], sites["potsdam"])
+        yield mesh
+
+
+def start(hosts: Mesh, laptop: Laptop, mode: str) -> None:
+    """All agents run with this --encapsulate, and what they do has settled."""
+    flags = [f"--encapsulate={mode}", f"--firewall={FIREWALLS[mode]}", f"--resync-period={RESYNC}s"]
+    places.restart_agents(hosts, mode, ["--mesh-granularity=location", *flags])
+    hosts.attach_pods(SECONDS)
+    places.settle(hosts, mode)
+    laptop.connect(mode)
+    wait_until(laptop.known, SECONDS, "the laptop has a handshake with every leader")
 
 
 @pytest.fixture(scope="module")
 def hosts(logs: Path) -> Iterator[Mesh]:
     """The hosts, with no agent yet."""
-    with Mesh(places.SPECS, logs, (), print) as mesh:
-        sites = mesh.underlay.sites
-        places.join(sites["berlin"], sites["potsdam"])
+    with hosts_of(places.SPECS, logs) as mesh:
         yield mesh
 
 
@@ -64,19 +82,11 @@ def laptop(hosts: Mesh) -> Laptop:
     return Laptop(hosts)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(m, marks=[pytest.mark.long] if m != "always" else []) for m in MODES],
-)
+@pytest.fixture(scope="module", params=MODES)
 def mode(request: pytest.FixtureRequest, hosts: Mesh, laptop: Laptop) -> str:
     """The value of --encapsulate that all agents run with now; what they do has settled."""
     mode = str(request.param)
-    flags = [f"--encapsulate={mode}", f"--firewall={FIREWALLS[mode]}", f"--resync-period={RESYNC}s"]
-    places.restart_agents(hosts, mode, ["--mesh-granularity=location", *flags])
-    hosts.attach_pods(SECONDS)
-    places.settle(hosts, mode)
-    laptop.connect(mode)
-    wait_until(laptop.known, SECONDS, "the laptop has a handshake with every leader")
+    start(hosts, laptop, mode)
     return mode
 
 
@@ -109,6 +119,11 @@ def everybody(mesh: Mesh, laptop: Laptop) -> tuple[dict[str, socket.socket], dic
 
 @pytest.fixture(scope="module")
 def traffic(mode: str, hosts: Mesh, laptop: Laptop) -> Traffic:
+    return traffic_of(hosts, laptop)
+
+
+def traffic_of(hosts: Mesh, laptop: Laptop) -> Traffic:
+    """Ping from everybody to everybody else, and listen on all wires."""
     sockets, addresses = everybody(hosts, laptop)
     captures = {name: Capture(site.router) for name, site in hosts.underlay.sites.items()}
     captures["internet"] = Capture(hosts.underlay.internet)
@@ -206,7 +221,6 @@ def test_the_tunnel_device_rules_and_guard(mesh: Mesh, mode: str) -> None:
         assert {line.partition("\t")[2].partition(" proto")[0] for line in rules} == wanted, member.name
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("mode", ["always"], indirect=True)
 def test_a_minute_at_rest_changes_and_starts_nothing(mesh: Mesh, tmp_path: Path) -> None:
     """With everybody checking in meanwhile."""
