@@ -44,7 +44,7 @@ class _NetworkConf(msgspec.Struct):
     cniVersion: str | None = None
     name: str | None = None
     type: str | None = None
-    capabilities: dict[str, bool] | None = None
+    capabilities: dict[str, bool | None] | None = None
     ipam: _Ipam | None = None
 
 
@@ -186,7 +186,7 @@ def _plugins(document: _Object) -> list[_Object]:
 def _check_plugin(number: int, plugin: _Object) -> None:
     """What libcni asks of a plugin in the list. Raises ProtocolError."""
     label = _label(number, plugin)
-    if "ipam" in plugin:
+    if _decoded(plugin.get("ipam")) is not None:
         _object(plugin["ipam"], f"ipam of {label}")
     try:
         conf = msgspec.json.decode(msgspec.json.encode(plugin), type=_NetworkConf)
@@ -216,7 +216,9 @@ def _type(part: _Object) -> str:
 
 def _ipam(plugin: _Object) -> _Object | None:
     """What gives a plugin's pods addresses; None for ``{}`` too, which gives none on purpose."""
-    return _object(plugin["ipam"], "ipam") or None if "ipam" in plugin else None
+    # The Go programs that read a list take null for a key that is not there.
+    absent = _decoded(plugin.get("ipam")) is None
+    return None if absent else _object(plugin["ipam"], "ipam") or None
 
 
 def _decoded(raw: msgspec.Raw | None) -> Any:

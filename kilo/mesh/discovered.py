@@ -17,11 +17,10 @@ from kilo.mesh.owners import name_of
 from kilo.mesh.topology import Topology, location_of
 from kilo.model.net import address_text, parse_interface
 from kilo.model.node import Endpoint, Node, Peer, UDPAddress
+from kilo.model.routable import WIDEST
 from kilo.model.settings import Settings
 
 _MOST_NAMES = 4
-_WIDEST = {4: 8, 6: 7}
-"""The shortest prefix of a route: no packet is led into the tunnel by an allowed IP that is wider."""
 
 Discovered = Mapping[str, UDPAddress | None]
 """By public key; None stands for an endpoint that was lost."""
@@ -131,4 +130,4 @@ class DiscoveredEndpoints:
 
 def _is_routed(network: str) -> bool:
     ip, bits = parse_interface(network)
-    return bits >= _WIDEST[ip.version]
+    return bits >= WIDEST[ip.version]

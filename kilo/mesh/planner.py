@@ -111,7 +111,7 @@ def plan(inputs: Inputs) -> Planned:
     settled = settle(topology, settings, host, inputs.known)
     interface = _interface(topology, host, addresses, settings)
     items: dict[str, PlanItem] = {interface.key: interface}
-    unused = unused_endpoints(settled.topology)
+    unused = unused_endpoints(settled.topology, host)
     shares = [(other, settled.allowed_ips(other)) for other in _others(settled.topology)]
     items.update((peer.key, peer) for peer in _peers(settled, shares, unused))
     carried = set(topology.own.allowed_ips).union(*[networks for _, networks in shares])

@@ -51,20 +51,19 @@ def refuse_addresses(segments: Iterable[Segment]) -> dict[str, str]:
     """Pod CIDRs, internal IPs and WireGuard addresses that may have no route, each with what is wrong."""
     found = {}
     for segment in segments:
-        for network in segment.allowed_ips:
-            if reason := unroutable(network):
-                what = f"{_claimant(segment, network)} has {network}: {reason}"
-                found[network] = f"{what}; no other host reaches it"
+        refused = [network for network in segment.allowed_ips if unroutable(network)]
+        claimants = _claimants(segment) if refused else {}
+        for network in refused:
+            what = f"{claimants.get(network, segment.location)} has {network}: {unroutable(network)}"
+            found[network] = f"{what}; no other host reaches it"
     return found
 
 
-def _claimant(segment: Segment, network: str) -> str:
-    """The node with a pod CIDR or internal IP, else the segment with its WireGuard address."""
-    private = [single(ip) for ip in segment.private_ips]
-    for i, name in enumerate(segment.hostnames):
-        if network == segment.cidrs[i] or (private and network == private[i]):
-            return f"node {name}"
-    return segment.location
+def _claimants(segment: Segment) -> dict[str, str]:
+    """The nodes by pod CIDR and internal IP; what else a segment has is its own, such as its WireGuard IP."""
+    names = [f"node {name}" for name in segment.hostnames]
+    private = dict(zip(map(single, segment.private_ips), names, strict=False))
+    return private | dict(zip(segment.cidrs, names, strict=True))
 
 
 def _kept(networks: tuple[str, ...], name: str, field: str, conflicts: dict[str, str]) -> tuple[str, ...]:

@@ -39,11 +39,18 @@ def headers_of(
 
 def escaped(key: str) -> str:
     """``key`` as a part of a header's name: percent-encoded where it must be."""
-    return "".join(chr(byte) if byte in _TOKEN else f"%{byte:02X}" for byte in key.encode())
+    return "".join(chr(byte) if byte in _TOKEN else f"%{byte:02X}" for byte in _utf8("as-user-extra", key))
 
 
 def _value(field: str, text: str) -> str:
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ProtocolError(f"{field} holds a control character")
     # http.client encodes a text as Latin-1, the server reads UTF-8.
-    return text.encode().decode("latin-1")
+    return _utf8(field, text).decode("latin-1")
+
+
+def _utf8(field: str, text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as e:
+        raise ProtocolError(f"{field} holds half a character (a lone surrogate)") from e

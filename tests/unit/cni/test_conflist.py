@@ -198,6 +198,13 @@ def test_list_that_the_runtime_accepts_is_set(head: dict[str, Any]) -> None:
     assert json.loads(written(listed(bridge(), **head)))["plugins"] == [bridge(ranges=RANGES)]
 
 
+@pytest.mark.parametrize("more", [{"ipam": None}, {"capabilities": {"portMappings": None}}])
+def test_list_with_null_in_a_plugin_is_read_as_if_the_key_were_not_there(more: dict[str, Any]) -> None:
+    chained = {"type": "portmap", **more}
+    plugins = json.loads(written(listed(bridge(), chained)))["plugins"]
+    assert plugins == [bridge(ranges=RANGES), chained]
+
+
 def test_list_without_version_is_set_as_the_plugins_read_it() -> None:
     assert with_pod_cidr(
         b'{"name": "n", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}', CIDR

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from kilo.mesh.planner import Planned
+from kilo.model.host import Link
 from kilo.model.node import UDPAddress
 from kilo.model.plan import PlannedPeer
-from tests.unit.mesh.states import at, cluster, key, node, peer, planned
+from tests.unit.mesh.states import at, cluster, host_of, key, node, peer, planned
 
 BAD = [
     "0.0.0.0",
@@ -55,7 +57,7 @@ def test_local_node_with_an_unusable_endpoint_is_told_and_announces_it_as_given(
     assert result.announcement.endpoint == at(address)
 
 
-@pytest.mark.parametrize("address", [*BAD, "10.2.2.7", "10.4.9.9", "10.6.0.9"])
+@pytest.mark.parametrize("address", [*BAD, "10.2.2.7", "10.4.9.9"])
 def test_peer_with_an_unusable_endpoint_has_none_and_is_named(address: str) -> None:
     office = peer("office", "10.6.0.0/24", endpoint=at(address))
     result = planned(cluster(*HEALTHY, office))
@@ -78,6 +80,28 @@ def test_peer_whose_allowed_ip_is_refused_keeps_an_endpoint_inside_it() -> None:
     result = planned(cluster(*HEALTHY, office))
     assert planned_peer(result, "office").endpoint_ip == "198.51.100.9"
     assert "endpoint/peer office" not in result.conflicts
+
+
+def test_peer_whose_endpoint_is_in_its_own_allowed_ips_keeps_it() -> None:
+    """netctl withholds the one network that would lead its packets away; the other works."""
+    office = peer("office", "198.51.100.0/24", "10.77.0.0/16", endpoint=at("198.51.100.9"))
+    result = planned(cluster(*HEALTHY, office))
+    assert planned_peer(result, "office").endpoint_ip == "198.51.100.9"
+    assert "endpoint/peer office" not in result.conflicts
+
+
+@pytest.mark.parametrize(("bits", "used"), [(24, True), (16, False)])
+def test_endpoint_in_the_subnet_is_used_where_this_host_is_connected_to_a_narrower_network(
+    bits: int, used: bool
+) -> None:
+    """The kernel sends by the link's own route, which is longer than that of the WireGuard interface."""
+    far = node("n3", "z", endpoint=at("10.4.9.103"), internal_ip="10.4.9.3/24")
+    host = host_of(HEALTHY[0])
+    lan = Link("eth1", 7, 1500, addresses=(f"10.4.9.1/{bits}",))
+    host = msgspec.structs.replace(host, links=(*host.links, lan))
+    result = planned(cluster(*HEALTHY, far), host=host)
+    assert planned_peer(result, "n3").endpoint_ip == ("10.4.9.103" if used else "")
+    assert ("endpoint/location:z" in result.conflicts) != used
 
 
 def test_node_whose_endpoint_is_its_internal_ip_keeps_it_though_the_subnet_overlaps_it() -> None:

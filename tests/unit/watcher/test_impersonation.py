@@ -42,6 +42,7 @@ def test_headers_of_a_name_beyond_ascii_are_sent_as_utf8() -> None:
         ("", "", ["dev"], "as-groups is set and as is not"),
         ("a\r\nX: 1", "", [], "as holds a control character"),
         ("a", "", ["b\nc"], "as-groups holds a control character"),
+        ("\ud800", "", [], "as holds half a character"),
     ],
 )
 def test_headers_of_what_cannot_be_sent_are_refused(
@@ -49,6 +50,11 @@ def test_headers_of_what_cannot_be_sent_are_refused(
 ) -> None:
     with pytest.raises(ProtocolError, match=reason):
         headers_of(user, uid, groups, {})
+
+
+def test_headers_of_an_extra_key_that_is_no_text_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="as-user-extra holds half a character"):
+        headers_of("a", "", [], {"\ud800": ["b"]})
 
 
 def test_headers_of_extra_without_user_are_refused() -> None:
