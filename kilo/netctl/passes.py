@@ -210,12 +210,12 @@ class Passes:
         failed = self._failed or lost or not all(self._open.values())
         settled = self.whole and not failed
         self._settled = self._settled or settled
-        self.after(settled)
         if self._wanted:
             self.request()
         elif (self._failed or self._open or self.fought) and not self._retrying:
             self._retrying = True
             self._loop.call_later(RETRY, self._retry)
+        self.after(settled)  # last: what it raises must not cost the next pass
 
     def _tell_changes(self) -> None:
         """Say what was changed; who is fought is told of once, and not at every blow."""

@@ -348,3 +348,18 @@ def test_an_error_nobody_expected_does_not_end_the_passes(
     assert box.settled[-1] is True
     assert box.report.failing == {}
     assert "two.update(a-)" in box.journal or step != "update"
+
+
+def test_pass_whose_end_breaks_is_retried(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "RETRY", 0.01)
+
+    def broken(settled: bool) -> None:
+        box.passes.after = box._after
+        raise KeyError("the end is broken")
+
+    box.passes.after = broken
+    box.one.outcomes = [Outcome("route/x", "route/x: no")]
+    box.plan("a")
+    with contextlib.suppress(KeyError):
+        box.loop.run_for(0.1)
+    assert box.run()[0] == "one.apply"
