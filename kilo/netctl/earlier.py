@@ -40,6 +40,10 @@ from kilo.netctl.wireguard.device import Device, PeerChange
 from kilo.netctl.wireguard.held import open_device
 from kilo.netctl.wireguard.uapi import socket_path
 
+AGAIN = 2.0
+"""Seconds until an interface that could not be read is read again."""
+_KINDS = ("wireguard", "tun")
+
 
 class EarlierInterface:
     """See kilo.netctl.reconcile.Reconciler. It stands before ``interface``, which may need its port."""
@@ -59,6 +63,9 @@ class EarlierInterface:
         """Indexes of those that are not ours. Each is judged once: an earlier run can leave no new one."""
         self._ours: dict[int, int] = {}
         """Those that are to be set down: index and UDP port."""
+        self._marked: dict[int, float] = {}
+        """Those with an address or a route of ours, whose key has not been read yet: index, and when to try.
+        They are kept since the first pass may remove what marks them."""
         self._steps: dict[int, Steps] = {}
         self._clock: Callable[[], float] = time.monotonic
         self.has_successor: Callable[[], bool] = self._finds_successor
@@ -101,40 +108,52 @@ class EarlierInterface:
 
     def _judge(self) -> None:
         """Find those that are ours among the interfaces that have not been judged yet."""
-        for link in list(self._host.links.values()):
-            if not link.up or link.name == self._interface or not _can_be_wireguard(link):
-                continue
-            if link.number in self._foreign or link.number in self._ours:
-                continue
-            port = self._port_if_ours(link)
-            if port is None:
-                self._foreign.add(link.number)
-            elif not is_claimed(link.name):  # else it is judged again: that netctl may end
-                self._ours[link.number] = port
-                self._steps[link.number] = Steps(f"{link.name}, left by an agent with another --interface")
+        known = self._foreign | self._marked.keys() | self._ours.keys()
+        new = [
+            link.number
+            for link in self._host.links.values()
+            if link.number not in known and link.up and link.kind in _KINDS and link.name != self._interface
+        ]
+        if new:
+            marked = self._numbers_with_our_marks()
+            self._foreign.update(number for number in new if number not in marked)
+            self._marked.update((number, float("-inf")) for number in new if number in marked)
+        for number, due in list(self._marked.items()):
+            link = self._host.links.get(number)
+            if link is None:
+                del self._marked[number]
+            elif self._clock() >= due and link.up and _can_be_wireguard(link) and not is_claimed(link.name):
+                self._look_into(link)
 
-    def _port_if_ours(self, link: LinkInfo) -> int | None:
-        """The UDP port of an interface with all our marks, None for any other. The cheap marks come first."""
-        if not self._has_our_address(link.number) and not self._has_our_route(link.number):
-            return None
+    def _look_into(self, link: LinkInfo) -> None:
+        """Compare the key of an interface that has our other marks."""
         try:
             with contextlib.closing(self.open_device(link)) as device:
                 state = device.read()
-        except TemporaryError:
-            return None  # it cannot be proven
-        return state.listen_port if state.private_key == self._key else None
+        except TemporaryError:  # as while wireguard-go starts, or is busy
+            self._marked[link.number] = self._clock() + AGAIN
+            return
+        del self._marked[link.number]
+        if state.private_key == self._key:
+            self._ours[link.number] = state.listen_port
+            self._steps[link.number] = Steps(f"{link.name}, left by an agent with another --interface")
+        else:
+            self._foreign.add(link.number)
 
-    def _has_our_address(self, number: int) -> bool:
-        return any(a.protocol == PROTOCOL for a in self._host.addresses.get(number, {}).values())
-
-    def _has_our_route(self, number: int) -> bool:
-        """Before Linux 5.18 addresses have no protocol number."""
+    def _numbers_with_our_marks(self) -> set[int]:
+        """The indexes of interfaces with an address or a route of ours; before Linux 5.18 addresses have no
+        protocol number."""
+        found = {
+            number
+            for number, addresses in self._host.addresses.items()
+            if any(address.protocol == PROTOCOL for address in addresses.values())
+        }
         for family in FAMILIES:
             for message in self._netlink.dump(RTM_GETROUTE, list_routes(family, PROTOCOL), optional=True):
                 route = parse_route(message)
-                if route is not None and (route.link, route.protocol) == (number, PROTOCOL):
-                    return True
-        return False
+                if route is not None and route.protocol == PROTOCOL and route.link:
+                    found.add(route.link)
+        return found
 
     def _set_down(self, link: LinkInfo) -> None:
         """Take its peers, port and addresses, and set it down.

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from kilo.errors import TemporaryError
 from kilo.log import Logger
-from kilo.netctl import ports
-from kilo.netctl.earlier import EarlierInterface
+from kilo.netctl import earlier, ports
+from kilo.netctl.earlier import AGAIN, EarlierInterface
 from kilo.netctl.host import Host as HostView
 from kilo.netctl.key import PrivateKey
-from kilo.netctl.netlink.messages import RTM_NEWADDR, AddressInfo, pack_address
+from kilo.netctl.netlink.messages import RTM_NEWADDR, AddressInfo, LinkInfo, pack_address
 from kilo.netctl.netlink.socket import NLM_F_CREATE, Netlink, Request
 from kilo.netctl.sole import Claim
-from kilo.netctl.wireguard.device import DeviceState
+from kilo.netctl.wireguard.device import Device, DeviceState
 from kilo.netctl.wireguard.uapi import Userspace
 from tests.feeding import eventually
 from tests.integration.netctl.faults import Refusing
@@ -149,6 +150,40 @@ def test_interface_stays_until_there_is_a_plan_and_a_successor(host: Host, tmp_p
     left.make_successor()
     assert left.step() == [] and not left.is_up()
     left.netlink.close()
+
+
+def test_interface_that_cannot_be_read_is_set_down_once_it_can(left: Left) -> None:
+    left.make()
+    left.mark()
+    now, opens = 0.0, left.earlier.open_device
+
+    def busy(link: LinkInfo) -> Device:
+        raise TemporaryError(f"{link.name} does not answer")
+
+    left.earlier._clock = lambda: now
+    left.earlier.open_device = busy
+    assert left.step() == [] and left.is_up()
+    ip(f"address flush dev {left.name}")
+    left.earlier.open_device = opens
+    now += AGAIN
+    assert left.step() == [] and not left.is_up()
+
+
+def test_taps_without_our_marks_are_not_looked_for_in_the_file_system(
+    left: Left, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def socket_path(name: str) -> str:
+        asked.append(name)
+        return f"/nonexistent/{name}"
+
+    left.make()
+    monkeypatch.setattr(earlier, "socket_path", socket_path)
+    left.earlier.has_successor = lambda: True
+    for _ in range(2):
+        assert left.step() == []
+    assert asked == []
 
 
 def test_interface_that_cannot_be_set_down_is_named(left: Left) -> None:
