@@ -36,7 +36,8 @@ class Pods(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """``target``: accept, drop, return, "" to go on, or the chain that it jumps to after an ``@``."""
+    """``target``: accept, drop, return, "" to go on, or the chain that it jumps to after an ``@``,
+    or goes to after ``@@``."""
 
     outward: Fit
     inward: Fit
@@ -124,18 +125,27 @@ def _verdict(rules_of: RulesOf, chain: str, outward: bool, known: dict[str, str]
     if chain in known or depth > _DEEPEST:
         return known.get(chain, "accept")
     known[chain] = _GO_ON
+    may_leave = False
     for rule in rules_of(chain):
         fit = rule.outward if outward else rule.inward
         if fit == "none" or not rule.target:
             continue
         verdict = rule.target
         if verdict.startswith("@"):
-            verdict = _verdict(rules_of, verdict[1:], outward, known, depth + 1)
-        if verdict == "accept" or (verdict == "drop" and fit == "all"):
+            verdict = _verdict(rules_of, verdict.lstrip("@"), outward, known, depth + 1)
+            if verdict == _GO_ON and rule.target.startswith("@@"):
+                verdict = "return"  # after a goto the kernel does not come back to this chain
+        if verdict == "accept":
             known[chain] = verdict
             break
-        if verdict == "return" and fit == "all":
+        if verdict == "drop" and fit == "all":
+            # What may have left the chain before is not surely dropped.
+            known[chain] = _GO_ON if may_leave else verdict
             break
+        if verdict == "return":
+            if fit == "all":
+                break
+            may_leave = True
     return known[chain]
 
 

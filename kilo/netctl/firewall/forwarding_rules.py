@@ -17,11 +17,9 @@ from kilo.netctl.firewall.nft_messages import FAMILIES as NFT_FAMILIES
 
 _NARROW = frozenset(
     (
-        "addrtype",
         "connbytes",
         "connlabel",
         "connlimit",
-        "connmark",
         "cpu",
         "dccp",
         "devgroup",
@@ -32,35 +30,23 @@ _NARROW = frozenset(
         "helper",
         "icmp",
         "icmp6",
-        "length",
         "limit",
-        "mac",
-        "mark",
         "multiport",
-        "owner",
-        "pkttype",
-        "policy",
         "quota",
         "recent",
-        "rpfilter",
         "rt",
         "sctp",
         "socket",
-        "statistic",
         "string",
         "tcp",
         "tcpmss",
-        "time",
         "tos",
-        "ttl",
         "u32",
         "udp",
     )
 )
 """Matches of xtables that only special flows meet."""
-_NARROW_EXPRESSIONS = frozenset(
-    ("limit", "fib", "rt", "socket", "numgen", "quota", "connlimit", "exthdr", "osf", "hash", "xfrm", "last")
-)
+_NARROW_EXPRESSIONS = frozenset(("limit", "rt", "socket", "quota", "connlimit", "exthdr", "osf", "last"))
 _WITHOUT_EFFECT = frozenset(
     ("log", "notrack", "objref", "dynset", "dup", "flow_offload", "masq", "nat", "redir")
 )
@@ -74,19 +60,27 @@ _INVERTED_IN, _INVERTED_OUT, _INVERTED_SRC, _INVERTED_DST, _INVERTED_PROTOCOL = 
 _ADDRESSES: dict[tuple[int, int], Side] = {(4, 12): "src", (4, 16): "dst", (6, 8): "src", (6, 24): "dst"}
 _META_PROTOCOL, _META_NFPROTO = 1, 15
 _META_IN, _META_OUT = 6, 7
-_META_INDEXES = (4, 5)
 _ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}
 _NAME_SIZE = 16
 _EQUAL, _NOT_EQUAL = 0, 1
 _NETWORK_HEADER = 1
 _VERDICTS = {0: "drop", 1: "accept", -5: "return"}
-_JUMPS = (-3, -4)
+_JUMPS = {-3: "@", -4: "@@"}
+_GOTO = {4: 2, 6: 4}
+"""The flag of a legacy entry that goes to its target."""
+_KUBE_PROXY_MARK = 0x4000
+_MARK = struct.Struct("@IIB")
+_ADDRTYPE = struct.Struct("@HHI")
+_ADDRTYPE_LOCAL, _ADDRTYPE_NOT_DESTINATION = 4, 2
+_META_MARK, _META_L4PROTO = 3, 16
+_CT_MARK = 3
+_FIB_TYPE, _FIB_SOURCE, _FIB_DESTINATION, _RTN_LOCAL = 3, 1, 2, 2
 
 
 def of_entry(entry: Entry, pods: Pods) -> Rule:
     """A rule of a legacy table, of the IP version of ``pods``."""
     fits = Fits(pods)
-    source, destination, source_mask, destination_mask, *devices, protocol, _, inverted = FAMILIES[
+    source, destination, source_mask, destination_mask, *devices, protocol, flags, inverted = FAMILIES[
         pods.version
     ].ip.unpack(entry.ip)
     _compare(fits, "src", source, source_mask, bool(inverted & _INVERTED_SRC))
@@ -97,7 +91,7 @@ def of_entry(entry: Entry, pods: Pods) -> Rule:
         fits.narrow()
     for match in entry.matches:
         _match(fits, match.name, match.revision, match.data)
-    return fits.rule(_entry_target(entry))
+    return fits.rule(_entry_target(entry, bool(flags & _GOTO[pods.version])))
 
 
 def _device(fits: Fits, way: Device, padded: bytes, mask: bytes, inverted: bool) -> None:
@@ -108,7 +102,7 @@ def _device(fits: Fits, way: Device, padded: bytes, mask: bytes, inverted: bool)
         fits.device(way, name.decode(errors="replace"), inverted, prefix=covered <= len(name))
 
 
-def _entry_target(entry: Entry) -> str:
+def _entry_target(entry: Entry, goes: bool) -> str:
     name = entry.target.partition(".")[0]
     if name in ("ACCEPT", "DROP", "RETURN"):
         return name.lower()
@@ -116,7 +110,9 @@ def _entry_target(entry: Entry) -> str:
         return "drop"
     if name in ("QUEUE", "NFQUEUE"):
         return "accept"
-    return entry.target if entry.target.startswith("@") else ""
+    if not entry.target.startswith("@"):
+        return ""
+    return "@" * goes + entry.target
 
 
 def _compare(fits: Fits, side: Side, address: bytes, mask: bytes, inverted: bool) -> None:
@@ -142,10 +138,20 @@ def _match(fits: Fits, name: str, revision: int, data: bytes) -> None:
             fits.narrow()
         else:
             _state(fits, states ^ _NEW if inverted & _STATE_ASKED else states)
-    elif name in _NARROW:
+    elif name in _NARROW or _is_special(name, revision, data):
         fits.narrow()
     else:
         fits.unknown()
+
+
+def _is_special(name: str, revision: int, data: bytes) -> bool:
+    """Whether a match is kube-proxy's for its mark, or one of this host's own addresses as destination."""
+    if name == "mark" and revision == 1 and len(data) >= 9:
+        return _MARK.unpack_from(data) == (_KUBE_PROXY_MARK, _KUBE_PROXY_MARK, 0)
+    if name == "addrtype" and revision == 1 and len(data) >= _ADDRTYPE.size:
+        _, destination, flags = _ADDRTYPE.unpack_from(data)
+        return destination == _ADDRTYPE_LOCAL and not flags & _ADDRTYPE_NOT_DESTINATION
+    return False
 
 
 def _state(fits: Fits, states: int) -> None:
@@ -173,13 +179,15 @@ def of_form(form: Form, pods: Pods) -> Rule:
             loaded = _Loaded(name, _number(values, 3), _number(values, 2))
         elif name in ("meta", "ct"):
             loaded = _Loaded(name, _number(values, 2))
+        elif name in ("fib", "numgen", "hash", "xfrm"):
+            loaded = _Loaded(name, _number(values, 2), _number(values, 3))
         elif name == "bitwise":
             loaded = loaded._replace(mask=values.get((4, 1), b""))
         elif name == "cmp":
             _compared(fits, pods.version, loaded, _number(values, 2), values.get((3, 1), b""))
         elif name == "lookup":
             sets = True
-            fits.narrow() if loaded.kind == "ct" else fits.unknown()
+            fits.narrow() if loaded.kind == "ct" and loaded.key != _CT_MARK else fits.unknown()
         elif name == "match":
             data = values.get((3,), b"")
             _match(fits, _name(values), _number(values, 2), data)
@@ -206,7 +214,7 @@ def _decision(name: str, values: _Values) -> str:
         return ""
     code = int.from_bytes(values.get((2, 2, 1), b""), signed=True)
     if code in _JUMPS:
-        return "@" + values.get((2, 2, 2), b"").partition(b"\0")[0].decode(errors="replace")
+        return _JUMPS[code] + values.get((2, 2, 2), b"").partition(b"\0")[0].decode(errors="replace")
     return _VERDICTS.get(code, "")
 
 
@@ -227,21 +235,32 @@ def _compared(fits: Fits, version: int, loaded: _Loaded, operation: int, value: 
     elif loaded.kind == "ct":
         _ct(fits, loaded, inverted, value)
     elif loaded.kind == "meta":
-        _meta(fits, version, loaded.key, inverted, value)
+        _meta(fits, version, loaded, inverted, value)
+    elif loaded.kind == "fib" and not inverted and _is_local_destination(loaded, value):
+        fits.narrow()
     else:
         fits.unknown()
+
+
+def _is_local_destination(loaded: _Loaded, value: bytes) -> bool:
+    sides = loaded.base & (_FIB_SOURCE | _FIB_DESTINATION)
+    kind = int.from_bytes(value, sys.byteorder)
+    return (loaded.key, sides, kind) == (_FIB_TYPE, _FIB_DESTINATION, _RTN_LOCAL)
 
 
 def _ct(fits: Fits, loaded: _Loaded, inverted: bool, value: bytes) -> None:
     """A connection's state, with a mask (any of these) or without (this one)."""
     states = int.from_bytes(loaded.mask or value, sys.byteorder)
-    if loaded.key or inverted != bool(loaded.mask):
+    if loaded.key == _CT_MARK:
+        fits.unknown()
+    elif loaded.key or inverted != bool(loaded.mask):
         fits.narrow()
     else:
         _state(fits, states)
 
 
-def _meta(fits: Fits, version: int, key: int, inverted: bool, value: bytes) -> None:
+def _meta(fits: Fits, version: int, loaded: _Loaded, inverted: bool, value: bytes) -> None:
+    key = loaded.key
     if key in (_META_PROTOCOL, _META_NFPROTO):
         own = _ETHERTYPES[version] if key == _META_PROTOCOL else bytes((NFT_FAMILIES[version],))
         if (value == own) == inverted:
@@ -250,10 +269,14 @@ def _meta(fits: Fits, version: int, key: int, inverted: bool, value: bytes) -> N
         name = value.partition(b"\0")[0].decode(errors="replace")
         prefix = len(value) < _NAME_SIZE and not value.endswith(b"\0")
         fits.device("in" if key == _META_IN else "out", name, inverted, prefix)
-    elif key in _META_INDEXES:
-        fits.unknown()
-    else:
+    elif key == _META_L4PROTO or (
+        key == _META_MARK
+        and not inverted
+        and value == loaded.mask == _KUBE_PROXY_MARK.to_bytes(4, sys.byteorder)
+    ):
         fits.narrow()
+    else:
+        fits.unknown()
 
 
 def _number(values: _Values, kind: int) -> int:

@@ -53,6 +53,8 @@ IPTABLES: list[tuple[str, Ways]] = [
         NONE,
     ),
     ("-N MINE; -A FORWARD -j MINE; -A MINE -d 10.9.0.0/16 -j RETURN; -A MINE -i pod -j DROP", OUTWARD),
+    ("-N MINE; -P FORWARD DROP; -A FORWARD -g MINE; -A FORWARD -j ACCEPT", BOTH),
+    ("-N MINE; -A FORWARD -g MINE; -A FORWARD -j DROP", NONE),
     ("-N MINE; -P FORWARD DROP; -A FORWARD -i eth7 -j MINE; -A MINE -j ACCEPT", BOTH),
 ]
 NFT: list[tuple[str, Ways]] = [
@@ -69,7 +71,9 @@ NFT: list[tuple[str, Ways]] = [
     ("meta nfproto ipv4 accept; drop", NONE),
     ('iifname "pod" accept; oifname "pod" accept; drop', NONE),
     ('iifname "docker0" accept; oifname "docker0" accept; drop', BOTH),
-    ("meta mark 0x1 accept; log; counter; drop", BOTH),
+    ("meta mark & 0x4000 == 0x4000 accept; log; counter; drop", BOTH),
+    ("meta mark set 0x20000; meta mark & 0x20000 == 0x20000 accept; drop", NONE),
+    ("goto sub; drop", NONE),
     ("jump sub; drop", BOTH),
     ('iifname "pod" reject', OUTWARD),
 ]

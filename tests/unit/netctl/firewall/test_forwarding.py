@@ -34,6 +34,13 @@ def test_chains_that_jump_to_one_another_many_times_are_read_once() -> None:
     assert len(read) == 2 * 11
 
 
+def test_goto_that_falls_through_takes_the_policy() -> None:
+    chains = {"base": [Rule("all", "all", "@@empty"), Rule("all", "all", "accept")], "empty": []}
+    assert judge(chains.__getitem__, "base", drops_rest=True) == (True, True, True)
+    chains["base"][1] = Rule("all", "all", "drop")
+    assert judge(chains.__getitem__, "base", drops_rest=False) == (False, False, False)
+
+
 def test_legacy_chain_is_named_with_the_flag_and_the_commands() -> None:
     assert describe([LEGACY], PODS.cidr, "legacy") == (
         "FORWARD of legacy iptables drops what pods send (from 10.2.0.0/24) and what is sent to pods "

@@ -38,7 +38,14 @@ def states(mask: int, inverted: bool = False) -> Match:
         ((Match("multiport", 1, b""),), "none"),
         ((set_match(7, "src"),), "some"),
         ((Match("nobody-knows", 0, b""),), "some"),
-        ((set_match(7, "src"), Match("mark", 1, b"")), "none"),
+        ((set_match(7, "src"), Match("multiport", 1, b"")), "none"),
+        ((Match("mark", 1, struct.pack("@IIB3x", 0x4000, 0x4000, 0)),), "none"),
+        ((Match("mark", 1, struct.pack("@IIB3x", 0x4000, 0x4000, 1)),), "some"),
+        ((Match("mark", 1, struct.pack("@IIB3x", 0x20000, 0x20000, 0)),), "some"),
+        ((Match("connmark", 1, b""),), "some"),
+        ((Match("policy", 0, b""),), "some"),
+        ((Match("addrtype", 1, struct.pack("@HHI", 0, 4, 0)),), "none"),
+        ((Match("addrtype", 1, struct.pack("@HHI", 0, 4, 2)),), "some"),
     ],
 )
 def test_entry_fits_as_its_matches_do(matches: tuple[Match, ...], fit: str) -> None:
