@@ -13,7 +13,7 @@ from tests.signals import reset_ignored
 
 TESTS = Path(__file__).parent
 
-pytest_plugins = ["tests.reruns", "tests.fixtures", "tests.apiserver.fixtures"]
+pytest_plugins = ["tests.reruns", "tests.optional", "tests.fixtures", "tests.apiserver.fixtures"]
 
 # How long one example takes says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile("here", deadline=None)

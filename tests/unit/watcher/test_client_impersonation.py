@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,17 +54,6 @@ def test_user_acts_as_another_after_a_change_of_the_kubeconfig(
     write_kubeconfig(path, verified.url, ca=ca, user={"token": "t", "as": "jane"})
     api.get(NODES, {}, "list nodes")
     assert [impersonated(head) for head in verified.requests] == [[], ["impersonate-user: jane"]]
-
-
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
-def test_user_that_acts_as_another_sends_what_kubectl_sends(
-    certificates: Path, verified: OddServer, tmp_path: Path
-) -> None:
-    ca = str(certificates / "server.crt")
-    kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", verified.url, ca=ca, user=JANE)
-    command = ["kubectl", f"--kubeconfig={kubeconfig}", "get", "--raw", "/x"]
-    subprocess.run(command, env={**os.environ, "HOME": str(tmp_path)}, check=True, timeout=60)
-    assert {tuple(impersonated(head)) for head in verified.requests} == {tuple(AS_JANE)}
 
 
 def test_user_that_acts_as_another_over_plain_http_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -245,10 +244,3 @@ def test_shape_is_loaded_where_kubectl_loads_it(shape: str) -> None:
         assert same(msgspec.to_builtins(found.cluster), expected["cluster"])
         assert same(msgspec.to_builtins(found.user), expected["user"])
         assert (found.user.exec is None) is (expected["user"].get("exec") is None)
-
-
-@pytest.mark.skipif(not kubectl.installed(), reason="kubectl is not installed")
-@pytest.mark.parametrize("shape", sorted(EXPECTED))
-def test_shape_is_read_by_kubectl_as_expected(shape: str, tmp_path: Path) -> None:
-    expected = {k: v for k, v in EXPECTED[shape].items() if k not in ("kg", "why")}
-    assert kubectl.judged(shape, tmp_path) == expected
