@@ -299,7 +299,7 @@ def is_unready(container: Container, worker: str, text: str) -> None:
 @pytest.mark.parametrize("worker", WORKERS)
 def test_each_worker_needs_its_own_directory(mesh: Mesh, worker: str) -> None:
     with changed(mesh, worker, **without(mesh, worker, f"/run/kilo/{worker}")) as container:
-        assert container.wait(20) == 2
+        assert container.wait(60) == 2
         assert "cannot prepare the bus socket" in container.log()
 
 
@@ -309,7 +309,7 @@ def test_each_worker_needs_its_own_directory(mesh: Mesh, worker: str) -> None:
 )
 def test_without_this_mount_a_worker_does_not_start(mesh: Mesh, worker: str, path: str) -> None:
     with changed(mesh, worker, **without(mesh, worker, path)) as container:
-        assert container.wait(20) == 2
+        assert container.wait(60) == 2
         assert path in container.log()
 
 
@@ -394,7 +394,7 @@ def test_netctl_needs_the_lock_for_legacy_tables(mesh: Mesh) -> None:
 def test_netctl_needs_to_be_user_0(mesh: Mesh) -> None:
     """Not for the capabilities alone, which Kubernetes gives to no other: the key is root's."""
     with changed(mesh, "netctl", user=11073) as container:
-        assert container.wait(20) == 2
+        assert container.wait(60) == 2
         assert "cannot read the private key" in container.log()
 
 

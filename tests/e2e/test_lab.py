@@ -89,7 +89,7 @@ def test_demo_serves_pages_until_it_is_ended(end: signal.Signals) -> None:
     finally:
         process.send_signal(end)
         process.stdout.close()
-        process.wait(20)
+        process.wait(60)
     wait_until(lambda: not holders(process.pid), 5, "no host is left")
     clean.main()
     assert list(Path(tempfile.gettempdir()).glob(f"{clean.DIRECTORY_PREFIX}{process.pid}-*")) == []

@@ -92,7 +92,7 @@ def test_an_api_out_of_reach_is_waited_for(tmp_path: Path, worker: tuple[str, ..
         eventually(lambda: (tmp_path / "run/watcher/bus.sock").exists())
         assert process.poll() is None
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def in_a_child(work: Callable[[], bool]) -> bool:

@@ -63,7 +63,7 @@ class Confined:
     def end(self, number: int = signal.SIGTERM) -> None:
         """It ends well, and has said nothing worse than that something is failing at the moment."""
         self.process.send_signal(number)
-        assert self.process.wait(10) == 0, self.log
+        assert self.process.wait(60) == 0, self.log
 
 
 Start = Callable[..., Confined]
@@ -144,7 +144,7 @@ def test_one_whose_predecessor_hangs_waits_for_its_end(
         (home / "lock").chmod(0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = start("mesh", before=before, hostname="n1")
-        assert waiting.process.wait(15) == 1
+        assert waiting.process.wait(60) == 1
         assert "another mesh runs here" in (home / "log").read_text()
         assert (home / "bus.sock").exists()
     worker = start("mesh", before=before, hostname="n1")
@@ -272,7 +272,7 @@ def test_netctl_sees_who_has_its_mark(host: Host, start: Start, place: Path) -> 
         mark.bind(f"\0kilo/netctl/{host.interface}")
         mark.listen(1000)  # it asks again and again, and is never answered
         worker = start("netctl", interface=host.interface, state_dir=str(place / "state"))
-        assert worker.process.wait(15) == 1
+        assert worker.process.wait(60) == 1
     said = (worker.bus.run_dir / "netctl/log").read_text()
     assert re.search(rf"pid {os.getpid()}\).* started as '[^']*python", said), said
 

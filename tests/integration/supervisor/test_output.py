@@ -53,7 +53,7 @@ def test_a_reader_does_not_read(start: Start, pipe: Pipe) -> None:
 
 def test_one_that_cannot_run_ends_with_its_status_all_the_same(start: Start, pipe: Pipe) -> None:
     os.close(pipe[0])
-    assert start(output=pipe[1], mesh="permanent").process.wait(10) == 2
+    assert start(output=pipe[1], mesh="permanent").process.wait(60) == 2
 
 
 def test_what_was_dropped_is_told_when_the_reader_reads_again(start: Start, pipe: Pipe) -> None:

@@ -28,7 +28,7 @@ Start = Callable[..., Agent]
 @pytest.mark.parametrize("name", ["watcher", "netctl", "mesh"])
 def test_one_that_cannot_run_ends_the_program_with_its_message(start: Start, name: str) -> None:
     agent = start(**{name: "permanent"})
-    assert agent.process.wait(20) == 2
+    assert agent.process.wait(60) == 2
     assert f"kg {name}: the toy is broken" in agent.log
     assert all(what in ("started", LEFT) for _, _, what in agent.notes)
 
@@ -36,7 +36,7 @@ def test_one_that_cannot_run_ends_the_program_with_its_message(start: Start, nam
 @pytest.mark.parametrize("name", ["watcher", "health", "cni"])
 def test_nothing_is_made_on_the_host_before_all_configuration_is_good(start: Start, name: str) -> None:
     agent = start(**{name: "slow permanent"})
-    assert agent.process.wait(20) == 2
+    assert agent.process.wait(60) == 2
     assert "started" not in agent.noted("netctl")
 
 
