@@ -1,4 +1,4 @@
-"""Endpoints that no packet reaches, and how a person is told. Pure; for the planner and kg plan."""
+"""Endpoints that no packet reaches, and the messages that report them. Pure; for the planner and kg plan."""
 
 from __future__ import annotations
 
