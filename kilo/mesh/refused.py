@@ -1,4 +1,4 @@
-"""Networks that no host of the mesh routes, whichever node or Peer claims them. Pure; for the planner and kg plan.
+"""Networks that no host of the mesh routes, whatever claims them. Pure; for the planner and kg plan.
 
 They are taken out before anything is planned, so that they are in no route, no allowed IP and no firewall
 set, and cost no other member a network that overlaps them.

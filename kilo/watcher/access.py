@@ -93,7 +93,7 @@ def read_access(kubeconfig: str, master: str) -> Access:
         text = f"https://{text}"  # as in the Go client: what is for TLS says that TLS is spoken
     server = _server(text, "--master" if master else access.source)
     if access.impersonation and not server.startswith("https:"):
-        # The Go client drops these headers there, and acts with the token's own rights.
+        # Without TLS the answer may come from any host, so a request that acts as another user is not sent.
         raise PermanentError(
             f"{access.user}: as is for servers with https:// only, and the server is {server}"
         )

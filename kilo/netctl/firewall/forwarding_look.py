@@ -1,7 +1,7 @@
 """Reads the host's FORWARD chains, of legacy iptables and of nf_tables, and finds those that drop pods.
 
 A packet passes every chain that there is, whichever firewall the agent uses. Reads only; a legacy table
-that is not in use is not read, and nf_tables only after any transaction. Works on the network
+that is not in use is not read, and nf_tables only if it changed since the last look. Works on the network
 namespace of the calling thread. Called by kilo.netctl.firewall.reconciler.
 """
 
